@@ -1,0 +1,84 @@
+"""Equalisation: a scale and zero point per channel for what only linears read.
+
+The linears take the scales into the columns of their weights and the zero points into their biases,
+so the integer program pays nothing for them. The balance between the spread of the activations and
+that of the weights is SmoothQuant's (Xiao et al., arXiv 2211.10438, equation 4); zero points per
+channel are RepQ-ViT's (Li et al., arXiv 2212.08254, section 3.3).
+"""
+
+import torch
+
+from iqvit.calibration.weights import round_nearest, weight_scale
+from iqvit.inttype import QParams
+
+ALPHAS = (0.0, 0.25, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+LEAST_SPREAD = 1e-4  # of the widest channel: a dead channel must not get a vanishing scale
+
+
+def channel_qparams(
+    least: torch.Tensor, most: torch.Tensor, weight: torch.Tensor, alpha: float, margin: float
+) -> QParams:
+    """Scales and zero points per channel, for 0..255, that cover `margin` times `least..most`.
+
+    least, most: float64 `[C]`. weight: `[N, C]`, rows of all readers.
+    """
+    middle, spread = (least + most) / 2, (most - least) * margin
+    spread = spread.clamp(min=float(spread.max()) * LEAST_SPREAD + 1e-12)
+    pull = weight.abs().amax(0).double()
+    pull = pull.clamp(min=float(pull.max()) * LEAST_SPREAD + 1e-12)
+    scale = spread**alpha / pull ** (1 - alpha)
+    scale = scale * (spread / scale).max() / 255
+    zero = torch.floor(127.5 - middle / scale + 0.5)
+    return QParams.of(scale.numpy(), zero.numpy(), axis=-1)
+
+
+def snap(x: torch.Tensor, qparams: QParams, lo: int, hi: int) -> torch.Tensor:
+    """x rounded to its integers and back, in float32."""
+    scale = torch.from_numpy(qparams.scale.copy()).to(x.dtype)
+    zero = torch.from_numpy(qparams.zero_point.copy()).to(x.dtype)
+    if qparams.axis is not None and qparams.axis not in (-1, x.ndim - 1):
+        shape = [1] * x.ndim
+        shape[qparams.axis] = -1
+        scale, zero = scale.reshape(shape), zero.reshape(shape)
+    return (torch.floor(x / scale + zero + 0.5).clamp(lo, hi) - zero) * scale
+
+
+def output_error(
+    rows: torch.Tensor, weights: list[torch.Tensor], bits: list[int], qparams: QParams
+) -> float:
+    """Squared error of the readers' outputs for sampled `rows` `[R, C]`, relative to each's power."""
+    scale = torch.from_numpy(qparams.scale.copy()).to(rows.dtype)
+    snapped = snap(rows, qparams, 0, 255)
+    total = 0.0
+    for weight, width in zip(weights, bits, strict=True):
+        scaled = weight * scale
+        step = weight_scale(scaled, width, "channel")
+        rounded = round_nearest(scaled, step, width) * step / scale
+        wanted = rows @ weight.T
+        error = snapped @ rounded.T - wanted
+        # The mean error goes into the bias.
+        error = error - error.mean(0, keepdim=True)
+        total += float((error**2).sum() / (wanted**2).sum().clamp(min=1e-20))
+    return total
+
+
+def search(
+    rows: torch.Tensor,
+    least: torch.Tensor,
+    most: torch.Tensor,
+    weights: list[torch.Tensor],
+    bits: list[int],
+    alpha: float,
+    margin: float,
+) -> tuple[QParams, float]:
+    """The per-channel form of an activation and its alpha: the given one, or (-1) the best."""
+    stacked = torch.cat(weights)
+    if alpha >= 0:
+        return channel_qparams(least, most, stacked, alpha, margin), alpha
+    found = [
+        (output_error(rows, weights, bits, candidate), a, candidate)
+        for a in ALPHAS
+        for candidate in [channel_qparams(least, most, stacked, a, margin)]
+    ]
+    _, best, qparams = min(found, key=lambda item: item[0])
+    return qparams, best

@@ -1,0 +1,156 @@
+"""Which integers every value gets: who reads it, how wide it must be, which nodes share one form."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import fx
+
+from iqvit.calibration.recipe import APPROXIMATIONS, Recipe, Settings
+from iqvit.canonical import CanonicalModel, arguments, is_constant, op_of
+from iqvit.errors import RecipeError
+
+# Operators that only move values: their output has the integers of their input.
+LAYOUT = frozenset({"reshape", "permute", "slice", "select", "cat"})
+# Operators that keep the scale of their input but change values.
+KEEPS_SCALE = frozenset({"relu", "amax", "max_pool2d"})
+PRODUCTS = frozenset({"linear", "conv2d", "matmul", "attention"})
+READS_8 = frozenset({"sigmoid", "tanh"})
+DEFAULT_APPROXIMATION = {
+    "gelu": "lut",
+    "silu": "lut",
+    "sigmoid": "lut",
+    "tanh": "lut",
+    "softmax": "exp2",
+    "attention": "exp2",
+    "layer_norm": "exact",
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """`settings` of every call node, the `group` that shares one integer form with it (the name of
+    its first member), and by group whether somebody reads 16 bits and whether a product reads it."""
+
+    settings: dict[str, Settings]
+    group: dict[str, str]
+    wide: dict[str, bool]
+    product: dict[str, bool]
+
+    def approximation(self, node: fx.Node) -> str:
+        """The approximation of a non-linear node, "" for others."""
+        chosen = self.settings[node.name].approximation
+        return chosen or DEFAULT_APPROXIMATION.get(op_of(node).name, "")
+
+
+def values(model: CanonicalModel) -> Iterator[fx.Node]:
+    """The nodes that compute, in order, the image first."""
+    for node in model.module.graph.nodes:
+        if node.op == "placeholder" or (node.op == "call_function" and not _is_pair(node)):
+            yield node
+
+
+def _is_pair(node: fx.Node) -> bool:
+    return op_of(node).name in ("topk", "getitem", "argmax")
+
+
+def make_plan(model: CanonicalModel, recipe: Recipe) -> Plan:
+    """Settings, groups and widths; raises `RecipeError` for a glob that matches nothing."""
+    calls = [node for node in model.module.graph.nodes if node.op == "call_function"]
+    named = [(node.meta["source"].module_path, op_of(node).name) for node in calls]
+    lost = recipe.unmatched(named)
+    if lost:
+        raise RecipeError(f"no node matches {', '.join(map(repr, lost))}; see `iqvit inspect`")
+    settings = {n.name: recipe.settings(*pair) for n, pair in zip(calls, named, strict=True)}
+    for node in calls:
+        _check(node, settings[node.name])
+    group = _groups(model)
+    wide: dict[str, bool] = {}
+    product: dict[str, bool] = {}
+    for node in values(model):
+        key = group[node.name]
+        readers = [user for user in node.users if user.op == "call_function"]
+        reads = [_reads_wide(user, settings[user.name]) for user in readers]
+        read_by_output = any(user.op == "output" for user in node.users)
+        wide[key] = wide.get(key, False) or any(reads) or read_by_output
+        product[key] = product.get(key, False) or any(
+            op_of(user).name in PRODUCTS for user in readers
+        )
+    for node in calls:
+        forced = settings[node.name].bits
+        if forced and node.name in group and op_of(node).name not in LAYOUT:
+            wide[group[node.name]] = forced == 16
+    return Plan(settings, group, wide, product)
+
+
+def _check(node: fx.Node, settings: Settings) -> None:
+    operator = op_of(node).name
+    chosen = settings.approximation
+    where = f"{node.meta['source']} ({operator})"
+    if chosen and operator in APPROXIMATIONS and chosen not in APPROXIMATIONS[operator]:
+        names = ", ".join(APPROXIMATIONS[operator])
+        raise RecipeError(f"{where}: no approximation {chosen!r}; it has {names}")
+    if operator in READS_8 and settings.input_bits == 16:
+        raise RecipeError(f"{where}: impossible width: its table reads 8 bits, not 16")
+    if chosen in ("shiftgelu",) and settings.input_bits == 16:
+        raise RecipeError(f"{where}: impossible width: {chosen} reads 8 bits, not 16")
+    if chosen == "ilayernorm" and settings.input_bits == 8:
+        raise RecipeError(f"{where}: impossible width: {chosen} reads 16 bits, not 8")
+
+
+def _reads_wide(user: fx.Node, settings: Settings) -> bool:
+    """Whether a reader wants 16 bits of its own accord (layout operators ask for their readers)."""
+    operator = op_of(user).name
+    if operator in PRODUCTS or operator in LAYOUT or operator in KEEPS_SCALE:
+        return False
+    if settings.input_bits:
+        return settings.input_bits == 16
+    return operator not in READS_8 and settings.approximation != "shiftgelu"
+
+
+def _groups(model: CanonicalModel) -> dict[str, str]:
+    parent: dict[str, str] = {}
+
+    def find(name: str) -> str:
+        while parent[name] != name:
+            name = parent[name]
+        return name
+
+    for node in values(model):
+        parent[node.name] = node.name
+        operator = op_of(node).name if node.op == "call_function" else ""
+        if operator not in LAYOUT and operator not in KEEPS_SCALE:
+            continue
+        for source in node.all_input_nodes:
+            if not is_constant(source):
+                parent[find(node.name)] = find(source.name)
+    return {name: find(name) for name in parent}
+
+
+def equalisable(model: CanonicalModel, plan: Plan, node: fx.Node) -> list[fx.Node]:
+    """The linears that read a LayerNorm or GELU, if nothing else does and the last axis is kept.
+
+    Only then may the value have a scale per channel: it folds into the columns of their weights.
+    """
+    operator = op_of(node).name
+    if operator not in ("layer_norm", "gelu", "silu"):
+        return []
+    linears: list[fx.Node] = []
+    pending = [node]
+    while pending:
+        current = pending.pop()
+        for user in current.users:
+            if user.op != "call_function":
+                return []
+            reader = op_of(user).name
+            if reader == "linear" and user.args[0] is current:
+                linears.append(user)
+            elif reader in ("slice", "select") and _keeps_last(user):
+                pending.append(user)
+            else:
+                return []
+    return linears
+
+
+def _keeps_last(node: fx.Node) -> bool:
+    rank = len(node.args[0].meta["val"].shape)  # type: ignore[union-attr]
+    return arguments(node)["dim"] < rank - 1

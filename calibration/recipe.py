@@ -1,0 +1,215 @@
+"""The recipe: how every node is quantised, as a frozen dataclass and as TOML."""
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from iqvit.errors import RecipeError
+
+OBSERVERS = ("minmax", "percentile", "mse", "entropy")
+APPROXIMATIONS: dict[str, tuple[str, ...]] = {
+    "gelu": ("lut", "igelu", "shiftgelu"),
+    "silu": ("lut",),
+    "sigmoid": ("lut",),
+    "tanh": ("lut",),
+    "softmax": ("exp2", "isoftmax", "shiftmax"),
+    "attention": ("exp2", "isoftmax", "shiftmax"),
+    "layer_norm": ("exact", "ilayernorm"),
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How one node is quantised; the fields are the keys of a recipe's tables.
+
+    weight_bits         2..8, width of the weights (stored as int8), symmetric
+    weight_granularity  "channel" (a scale per output channel) or "tensor"
+    weight_rounding     "nearest", or "gptq": errors move to weights not yet rounded
+    bits                0 (8 for what matrix products read, 16 for the rest), 8 or 16: the output
+    input_bits          0 (the operator's usual one), 8 or 16: what a non-linear operator reads
+    granularity         "channel": a LayerNorm or GELU that only linears read gets a scale per
+                        channel, which folds into those linears (equalisation); or "tensor"
+    alpha               0..1, how much of the spread of the channels moves into the weights; -1
+                        searches it per node for the smallest error of the linears' outputs
+    observer            "minmax", "percentile", "mse" or "entropy": the range of 8-bit values
+    percentile          percent of the values that the percentile observer keeps
+    headroom            16-bit ranges are this many times the largest value seen
+    margin              8-bit min-max ranges are this many times the range seen
+    approximation       "" (the best measured), or a name of APPROXIMATIONS
+    probability_bits    8 or 16, attention's unnormalised probabilities
+    bias_correction     whether biases make up for the mean error of the rounding
+    """
+
+    weight_bits: int = 8
+    weight_granularity: str = "channel"
+    weight_rounding: str = "gptq"
+    bits: int = 0
+    input_bits: int = 0
+    granularity: str = "channel"
+    alpha: float = -1.0
+    observer: str = "minmax"
+    percentile: float = 99.99
+    headroom: float = 2.0
+    margin: float = 1.0
+    approximation: str = ""
+    probability_bits: int = 8
+    bias_correction: bool = True
+
+    def __post_init__(self) -> None:
+        _one_of("weight_bits", self.weight_bits, tuple(range(2, 9)))
+        _one_of("weight_granularity", self.weight_granularity, ("channel", "tensor"))
+        _one_of("weight_rounding", self.weight_rounding, ("nearest", "gptq"))
+        _one_of("bits", self.bits, (0, 8, 16))
+        _one_of("input_bits", self.input_bits, (0, 8, 16))
+        _one_of("granularity", self.granularity, ("channel", "tensor"))
+        _one_of("observer", self.observer, OBSERVERS)
+        _one_of("probability_bits", self.probability_bits, (8, 16))
+        _within("alpha", self.alpha, -1.0, 1.0)
+        _within("percentile", self.percentile, 50.0, 100.0)
+        _within("headroom", self.headroom, 1.0, 64.0)
+        _within("margin", self.margin, 0.1, 4.0)
+
+
+def _one_of(key: str, value: object, allowed: tuple[Any, ...]) -> None:
+    if value not in allowed:
+        raise RecipeError(f"{key} = {value!r} is none of {', '.join(map(repr, allowed))}")
+
+
+def _within(key: str, value: float, least: float, most: float) -> None:
+    if not least <= value <= most:
+        raise RecipeError(f"{key} = {value!r} is not in {least:g}..{most:g}")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Settings for the nodes whose module path (or `path:operator`) matches a glob."""
+
+    glob: str
+    settings: Mapping[str, Any]
+
+    @property
+    def literal(self) -> int:
+        """Characters that are no wildcard: the measure of how specific a glob is."""
+        return sum(c not in "*?[]" for c in self.glob)
+
+    def matches(self, path: str, operator: str) -> bool:
+        """Whether the rule speaks of a node."""
+        return fnmatchcase(path, self.glob) or fnmatchcase(f"{path}:{operator}", self.glob)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All settings: `default`, then per operator class, then per node by glob.
+
+    The more specific always wins: a node rule over an operator rule over the default; among node
+    rules the one with more literal characters, and of equals the later one. `seed` decides every
+    random choice of calibration. Raises `RecipeError` for unknown keys and impossible values.
+    """
+
+    default: Settings = field(default_factory=Settings)
+    operators: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    rules: tuple[Rule, ...] = ()
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        from iqvit.canonical import OPS
+
+        known = {op.name for op in OPS.values()}
+        for name, values in self.operators.items():
+            if name not in known:
+                raise RecipeError(f"[operator.{name}]: no operator of that name; there are "
+                                  f"{', '.join(sorted(known))}")
+            _merge(self.default, values, f"[operator.{name}]", name)
+        for rule in self.rules:
+            _merge(self.default, rule.settings, f"[node.{rule.glob!r}]", None)
+
+    def settings(self, path: str, operator: str) -> Settings:
+        """The settings of the node at a module path."""
+        merged = _merge(
+            self.default, self.operators.get(operator, {}), f"[operator.{operator}]", operator
+        )
+        matching = [rule for rule in self.rules if rule.matches(path, operator)]
+        for rule in sorted(matching, key=lambda rule: rule.literal):
+            merged = _merge(merged, rule.settings, f"[node.{rule.glob!r}]", operator)
+        return merged
+
+    def unmatched(self, nodes: list[tuple[str, str]]) -> list[str]:
+        """Globs that match none of the (module path, operator) pairs: most often a slip."""
+        return [r.glob for r in self.rules if not any(r.matches(*node) for node in nodes)]
+
+    def to_toml(self) -> str:
+        """The recipe as TOML that `parse_recipe` reads back."""
+        lines = [f"seed = {self.seed}", "", "[default]", *_toml(asdict(self.default))]
+        for name, values in self.operators.items():
+            lines += ["", f"[operator.{name}]", *_toml(values)]
+        for rule in self.rules:
+            lines += ["", f'[node."{rule.glob}"]', *_toml(rule.settings)]
+        return "\n".join(lines) + "\n"
+
+
+def _toml(values: Mapping[str, Any]) -> list[str]:
+    def literal(value: Any) -> str:
+        if isinstance(value, bool):
+            return str(value).lower()
+        return f'"{value}"' if isinstance(value, str) else repr(value)
+
+    return [f"{key} = {literal(value)}" for key, value in values.items()]
+
+
+def _merge(base: Settings, values: Mapping[str, Any], where: str, operator: str | None) -> Settings:
+    known = {f.name: f.type for f in fields(Settings)}
+    for key, value in values.items():
+        if key not in known:
+            raise RecipeError(f"{where}: unknown key {key!r}; keys are {', '.join(known)}")
+        wanted = type(getattr(Settings(), key))
+        fits = isinstance(value, wanted) or (wanted is float and type(value) is int)
+        if not fits or (isinstance(value, bool) and wanted is not bool):
+            raise RecipeError(f"{where}: {key} = {value!r} is not of type {wanted.__name__}")
+    name = values.get("approximation", "")
+    if name and operator is not None:
+        allowed = APPROXIMATIONS.get(operator, ())
+        if name not in allowed:
+            names = ", ".join(allowed) or "none"
+            raise RecipeError(f"{where}: no approximation {name!r} of {operator}; it has {names}")
+    try:
+        return replace(base, **values)
+    except RecipeError as error:
+        raise RecipeError(f"{where}: {error}") from error
+
+
+def parse_recipe(text: str, where: str = "recipe") -> Recipe:
+    """A recipe from TOML text; raises `RecipeError` naming `where` and what is wrong."""
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise RecipeError(f"{where}: not valid TOML: {error}") from error
+    unknown = sorted(set(data) - {"seed", "default", "operator", "node"})
+    if unknown:
+        raise RecipeError(
+            f"{where}: unknown key {unknown[0]!r}; a recipe has seed, [default], "
+            "[operator.NAME] and [node.\"GLOB\"]"
+        )
+    seed = data.get("seed", 0)
+    if not isinstance(seed, int) or isinstance(seed, bool):
+        raise RecipeError(f"{where}: seed = {seed!r} is not an integer")
+    for table in ("default", "operator", "node"):
+        if not isinstance(data.get(table, {}), dict):
+            raise RecipeError(f"{where}: [{table}] is not a table")
+    try:
+        default = _merge(Settings(), data.get("default", {}), "[default]", None)
+        rules = tuple(Rule(glob, values) for glob, values in data.get("node", {}).items())
+        return Recipe(default, data.get("operator", {}), rules, seed)
+    except RecipeError as error:
+        raise RecipeError(f"{where}: {error}") from error
+
+
+def load_recipe(path: Path) -> Recipe:
+    """A recipe from a TOML file."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"cannot read the recipe {path}: {error}") from error
+    return parse_recipe(text, str(path))

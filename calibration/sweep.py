@@ -1,0 +1,277 @@
+"""The sweep: node by node, the float values of all images beside those of the rounded model.
+
+Every node is rounded with the inputs that the rounded model gives it, so later nodes make up for
+what earlier ones lost (in biases, and in the rounding of weights).
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import fx
+
+from iqvit.calibrated import Calibrated, Point, Weight
+from iqvit.calibration.equalise import search, snap
+from iqvit.calibration.observers import Observer, span
+from iqvit.calibration.plan import LAYOUT, Plan, equalisable, values
+from iqvit.calibration.recipe import Recipe, Settings
+from iqvit.calibration.weights import round_gptq, round_nearest, weight_scale
+from iqvit.canonical import CanonicalModel, constant, op_of
+from iqvit.inttype import LIMITS, QParams
+
+SAMPLED_ROWS = 4096  # rows of activations on which equalisation compares its candidates
+Values = dict[fx.Node, list[torch.Tensor]]
+
+
+class Sweep:
+    """State of one sweep; `run` gives the `Calibrated`."""
+
+    def __init__(
+        self, model: CanonicalModel, plan: Plan, observers: dict[str, Observer], recipe: Recipe
+    ) -> None:
+        self.model, self.plan, self.observers, self.recipe = model, plan, observers, recipe
+        self.generator = torch.Generator().manual_seed(recipe.seed)
+        self.points: dict[str, Point] = {}
+        self.narrow: dict[str, Point] = {}
+        self.weights: dict[str, Weight] = {}
+        self.notes: dict[str, str] = {}
+        self._choose_points()
+
+    def run(
+        self, images: list[torch.Tensor], report: Callable[[str, int, int], None]
+    ) -> Calibrated:
+        """Sweep over the graph with the normalised images."""
+        exact: Values = {}
+        rounded: Values = {}
+        nodes = list(self.model.module.graph.nodes)
+        remaining = {node: len(node.users) for node in nodes}
+        for done, node in enumerate(nodes):
+            report("rounding", done, len(nodes))
+            if node.op == "placeholder":
+                exact[node] = rounded[node] = images
+            elif node.op == "get_attr":
+                exact[node] = rounded[node] = [constant(node)] * len(images)
+            elif node.op == "call_function":
+                self._visit(node, exact, rounded)
+            for source in node.all_input_nodes:
+                remaining[source] -= 1
+                if remaining[source] == 0:
+                    del exact[source], rounded[source]
+        report("rounding", len(nodes), len(nodes))
+        return self._result(len(images))
+
+    def _visit(self, node: fx.Node, exact: Values, rounded: Values) -> None:
+        exact[node] = _evaluate(node, exact)
+        operator = op_of(node).name
+        if operator in ("linear", "conv2d"):
+            outputs = self._product(node, exact, rounded)
+        else:
+            outputs = _evaluate(node, rounded, self._operands(node))
+        linears = equalisable(self.model, self.plan, node)
+        if linears and self._settings(node).granularity == "channel":
+            self._equalise(node, linears, exact[node])
+        point = self.points.get(node.name)
+        rounded[node] = outputs if point is None else [_snap(x, point) for x in outputs]
+
+    def _settings(self, node: fx.Node) -> Settings:
+        return self.plan.settings[node.name]
+
+    def _operands(self, node: fx.Node) -> dict[fx.Node, Point]:
+        """The narrow forms that a product reads instead of the primary ones."""
+        if op_of(node).name not in ("matmul", "attention"):
+            return {}
+        found = {s: self.narrow.get(self.plan.group.get(s.name, "")) for s in node.all_input_nodes}
+        return {source: point for source, point in found.items() if point is not None}
+
+    # Points
+
+    def _choose_points(self) -> None:
+        members: dict[str, list[fx.Node]] = {}
+        for node in values(self.model):
+            members.setdefault(self.plan.group[node.name], []).append(node)
+        for key, nodes in members.items():
+            if nodes[0].op == "placeholder":
+                point = _image_point(self.model)
+                self.points.update({node.name: point for node in nodes})
+                continue
+            primary, narrow = self._group_points(key, nodes)
+            self.points.update({node.name: primary for node in nodes})
+            if narrow is not None:
+                self.narrow[key] = narrow
+
+    def _group_points(self, key: str, nodes: list[fx.Node]) -> tuple[Point, Point | None]:
+        settings = next(
+            (self._settings(n) for n in nodes if op_of(n).name not in LAYOUT),
+            self._settings(nodes[0]),
+        )
+        seen = [self.observers[node.name] for node in nodes]
+        readers = {op_of(u).name for n in nodes for u in n.users if u.op == "call_function"}
+        signed = bool(readers & {"attention", "matmul"}) or not readers
+        narrow = _point8(seen, settings, signed)
+        if not self.plan.wide[key]:
+            return narrow, None
+        largest = max(max(-o.least, o.most) for o in seen)
+        scale = max(largest, 1e-9) * settings.headroom / 32767
+        return Point("int16", QParams.of(scale)), narrow if self.plan.product[key] else None
+
+    def _equalise(self, node: fx.Node, linears: list[fx.Node], outputs: list[torch.Tensor]) -> None:
+        settings = self._settings(node)
+        observer = self.observers[node.name]
+        if observer.channel_least is None or observer.channel_most is None:
+            return
+        rows = torch.cat([x.reshape(-1, x.shape[-1]) for x in outputs])
+        picked = torch.randperm(len(rows), generator=self.generator)[:SAMPLED_ROWS]
+        qparams, alpha = search(
+            rows[picked],
+            observer.channel_least,
+            observer.channel_most,
+            [constant(linear.args[1]) for linear in linears],  # type: ignore[arg-type]
+            [self._settings(linear).weight_bits for linear in linears],
+            settings.alpha,
+            settings.margin,
+        )
+        self.notes[node.name] = f"alpha {alpha:g}"
+        key = self.plan.group[node.name]
+        for member in values(self.model):
+            if self.plan.group[member.name] == key:
+                self.points[member.name] = Point("uint8", qparams)
+
+    # Products
+
+    def _product(self, node: fx.Node, exact: Values, rounded: Values) -> list[torch.Tensor]:
+        settings = self._settings(node)
+        source, weight = node.args[0], constant(node.args[1])  # type: ignore[arg-type]
+        point = self.operand_point(source)  # type: ignore[arg-type]
+        inputs = [_snap(x, point) for x in rounded[source]]  # type: ignore[index]
+        columns = _column_scales(weight, point.qparams)
+        flat = (weight * columns).reshape(weight.shape[0], -1)
+        scale = weight_scale(flat, settings.weight_bits, settings.weight_granularity)
+        if settings.weight_rounding == "gptq" and op_of(node).name == "linear":
+            gram = _gram(inputs, columns.reshape(-1))
+            q = round_gptq(flat, scale, settings.weight_bits, gram)
+        else:
+            q = round_nearest(flat, scale, settings.weight_bits)
+        real = (q * scale).reshape(weight.shape) / columns
+        bias = torch.zeros(weight.shape[0])
+        if node.args[2] is not None:
+            bias = constant(node.args[2]).clone()  # type: ignore[arg-type]
+        call = _caller(node, real)
+        outputs = [call(x, bias) for x in inputs]
+        if settings.bias_correction:
+            channel = -1 if op_of(node).name == "linear" else 1
+            shift = _mean_error(exact[node], outputs, channel)
+            bias = bias + shift
+            outputs = [call(x, bias) for x in inputs]
+        self.weights[node.name] = Weight(
+            q.reshape(weight.shape).to(torch.int8).numpy(),
+            scale[:, 0].double().numpy(),
+            bias.double().numpy(),
+        )
+        return outputs
+
+    def operand_point(self, source: fx.Node) -> Point:
+        """The 8-bit form in which a product reads a value."""
+        return self.narrow.get(self.plan.group[source.name], self.points[source.name])
+
+    def _result(self, images: int) -> Calibrated:
+        calls = [n for n in self.model.module.graph.nodes if n.op == "call_function"]
+        logits = {
+            name.removesuffix(".logits"): _point8([o], Settings(), signed=True)
+            for name, o in self.observers.items()
+            if name.endswith(".logits")
+        }
+        narrow = {
+            node.name: self.narrow[self.plan.group[node.name]]
+            for node in values(self.model)
+            if self.plan.group[node.name] in self.narrow
+        }
+        return Calibrated(
+            self.points,
+            narrow,
+            logits,
+            self.weights,
+            {n.name: self.plan.approximation(n) for n in calls},
+            {n.name: self._settings(n).probability_bits for n in calls},
+            self.recipe.to_toml(),
+            images,
+            self.notes,
+        )
+
+
+def _evaluate(
+    node: fx.Node, env: Values, narrow: dict[fx.Node, Point] | None = None
+) -> list[torch.Tensor]:
+    narrow = narrow or {}
+    count = len(next(iter(env[source] for source in node.all_input_nodes)))
+
+    def value(source: fx.Node, index: int) -> torch.Tensor:
+        x = env[source][index]
+        return _snap(x, narrow[source]) if source in narrow else x
+
+    return [
+        node.target(*fx.map_arg(node.args, lambda n, i=i: value(n, i)))  # type: ignore[operator]
+        for i in range(count)
+    ]
+
+
+def _snap(x: torch.Tensor, point: Point) -> torch.Tensor:
+    if not x.is_floating_point():
+        return x
+    return snap(x, point.qparams, *LIMITS[point.dtype])
+
+
+def _image_point(model: CanonicalModel) -> Point:
+    """The pixels: `(q/255 - mean)/std` is `scale * (q - zero_point)` with a fractional zero point."""
+    scales = [1 / (255 * s) for s in model.std]
+    zeros = [255 * m for m in model.mean]
+    if len(set(scales)) == 1 and len(set(zeros)) == 1:
+        return Point("uint8", QParams.of(scales[0], zeros[0]))
+    return Point("uint8", QParams.of(torch.tensor(scales).double().numpy(), zeros, axis=1))  # type: ignore[arg-type]
+
+
+def _point8(seen: list[Observer], settings: Settings, signed: bool) -> Point:
+    """An 8-bit form: int8 with zero point 0 where a product of two activations reads it, else uint8."""
+    spans = [span(o, settings.observer, settings.percentile, signed) for o in seen]
+    lo = min(s.lo for s in spans) * settings.margin
+    hi = max(s.hi for s in spans) * settings.margin
+    if signed:
+        return Point("int8", QParams.of(max(-lo, hi, 1e-9) / 127))
+    scale = max(hi - lo, 1e-9) / 255
+    return Point("uint8", QParams.of(scale, round(-lo / scale)))
+
+
+def _column_scales(weight: torch.Tensor, qparams: QParams) -> torch.Tensor:
+    """The input's scale for every column, of a shape that broadcasts over the weight."""
+    scale = torch.from_numpy(qparams.scale.copy()).float()
+    if not qparams.per_channel:
+        return scale.expand(weight.shape[1:])[None]
+    return scale.reshape(1, -1, *[1] * (weight.ndim - 2)).expand(1, *weight.shape[1:])
+
+
+def _gram(inputs: list[torch.Tensor], columns: torch.Tensor) -> torch.Tensor:
+    """Sum of x x^T over all rows, x in units of its own scales."""
+    gram = torch.zeros(len(columns), len(columns), dtype=torch.float64)
+    for x in inputs:
+        rows = x.reshape(-1, x.shape[-1]) / columns
+        gram += (rows.T @ rows).double()
+    return gram
+
+
+def _caller(node: fx.Node, weight: torch.Tensor) -> Callable[..., torch.Tensor]:
+    rest = node.args[3:]
+
+    def call(x: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        return node.target(x, weight, bias, *rest)  # type: ignore[operator]
+
+    return call
+
+
+def _mean_error(
+    wanted: list[torch.Tensor], got: list[torch.Tensor], channel: int
+) -> torch.Tensor:
+    sums = torch.zeros(wanted[0].shape[channel], dtype=torch.float64)
+    rows = 0
+    for a, b in zip(wanted, got, strict=True):
+        error = (a - b).double().movedim(channel, -1).reshape(-1, len(sums))
+        sums += error.sum(0)
+        rows += len(error)
+    return (sums / rows).float()

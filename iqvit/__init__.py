@@ -1,0 +1,1 @@
+"""iqvit: the integer-only vision transformer compiler."""

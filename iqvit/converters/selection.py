@@ -1,0 +1,38 @@
+"""`topk` and `argmax`; equal integers go to the lowest index."""
+
+from typing import Any
+
+from torch import fx
+
+from iqvit.canonical import arguments
+from iqvit.intgraph import Node
+from iqvit.inttype import QParams
+from iqvit.ops.argmax import Argmax
+from iqvit.ops.gather import Gather
+from iqvit.ops.topk import TopK
+
+INDEX = QParams.of(1.0)  # an index stands for itself
+
+
+def topk(c: Any, node: fx.Node) -> Node:
+    """The indices; `getitem` takes the values from them."""
+    args, x = arguments(node), c.value(node.args[0])
+    if not args["largest"] or args["dim"] != len(x.type.shape) - 1:
+        raise c.fault(node, "topk of the smallest, or of another axis than the last")
+    return c.emit(node, TopK(args["k"]), [x], INDEX)
+
+
+def getitem(c: Any, node: fx.Node) -> Node:
+    """0: the values, gathered by index; 1: the indices."""
+    pair, index = node.args
+    indices = c.value(pair)
+    if index == 1:
+        return indices
+    x = c.value(pair.args[0])
+    return c.emit(node, Gather(), [x, indices], c.qparams(x))
+
+
+def argmax(c: Any, node: fx.Node) -> Node:
+    """The index of the largest."""
+    args, x = arguments(node), c.value(node.args[0])
+    return c.emit(node, Argmax(args["dim"], int(args["keepdim"])), [x], INDEX)

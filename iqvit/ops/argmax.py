@@ -1,0 +1,69 @@
+"""`argmax`: the index of the largest element, the lowest where several are equal."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+
+from iqvit.inttype import LIMITS, IntType
+from iqvit.ops.base import Op, Sample, want
+
+
+@dataclass(frozen=True)
+class Argmax(Op):
+    """`out = argmax over axis of x`, int32; ties go to the lowest index (torch leaves them open)."""
+
+    NAME: ClassVar[str] = "argmax"
+    axis: int
+    keepdim: int
+
+    def infer(self, *args: IntType) -> IntType:
+        (x,) = args
+        want(0 <= self.axis < len(x.shape), f"axis {self.axis} is none of {x.shape}")
+        rest = x.shape[self.axis + 1 :]
+        kept = (1,) if self.keepdim else ()
+        return IntType("int32", (*x.shape[: self.axis], *kept, *rest), 0, x.shape[self.axis] - 1)
+
+    def run(self, *args: torch.Tensor) -> torch.Tensor:
+        x = args[0].to(torch.int64)
+        size = x.shape[self.axis]
+        shape = [1] * x.ndim
+        shape[self.axis] = size
+        # One key orders by value, then by lowest index, so the result is unique.
+        key = x * size + (size - 1 - torch.arange(size).reshape(shape))
+        return key.argmax(self.axis, keepdim=bool(self.keepdim)).to(torch.int32)
+
+    def lower(self, bb: Any, args: list[Any], types: list[IntType], out: IntType) -> Any:
+        from tvm import te as tvm_te
+
+        from iqvit.ops import te
+
+        size = types[0].shape[self.axis]
+
+        def body(x: Any) -> Any:
+            k = tvm_te.reduce_axis((0, size), "k")
+
+            def source(i: tuple[Any, ...]) -> tuple[Any, ...]:
+                return (*i[: self.axis], k, *i[self.axis + (1 if self.keepdim else 0) :])
+
+            def key(*i: Any) -> Any:
+                index = te.i64(k)
+                value = te.i64(x(*source(i))) * te.const64(size)
+                return tvm_te.max(value + te.const64(size - 1) - index, axis=k)
+
+            best = tvm_te.compute(out.shape, key, "best")
+
+            def index_of(*i: Any) -> Any:
+                from tvm import tirx
+
+                rest = tirx.floormod(best(*i), te.const64(size))
+                return (te.const64(size - 1) - rest).astype("int32")
+
+            return tvm_te.compute(out.shape, index_of, "index")
+
+        return bb.emit_te(body, *args, primfunc_name_hint="argmax")
+
+    @classmethod
+    def samples(cls) -> list[Sample]:
+        x = IntType("int16", (1, 6, 40), -3, 3)
+        return [Sample(cls(2, 0), (x,)), Sample(cls(1, 1), (IntType("int8", (2, 5, 3), *LIMITS["int8"]),))]

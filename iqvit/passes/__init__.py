@@ -1,0 +1,1 @@
+"""Rewrites of the captured float graph, one rewrite a file."""

@@ -1,0 +1,317 @@
+"""The int8 GEMM: register-blocked TIR from an instruction set, with a fused epilogue.
+
+    out[m, n] = epilogue(clamp(((acc * mult[n] + 2**(shift-1)) >> shift) + zero_point, lo, hi))
+    acc = sum_k x[m, k] * w[n, k] + bias[n]                                   (int32, wraps)
+
+`x` is read where it lies, unless `dot` cannot take it so: signed bytes for an unsigned operand,
+int16 operands and rows that are no whole number of groups go through a block-sized copy.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tvm.ir import Expr
+from tvm.script.ir_builder import IRBuilder
+from tvm.tirx import Buffer, PrimFunc
+from tvm.tirx.script import builder as T
+
+from iqvit.tvm_backend.kernels.isa import Isa
+from iqvit.tvm_backend.kernels.requant import (
+    Requant,
+    exact_int64,
+    fits_high_half,
+    high_half,
+    narrow,
+)
+from iqvit.tvm_backend.kernels.vector import function_attributes, pieces, span, splat, typed
+
+Epilogue = Callable[[Expr, Expr, Expr, tuple[Buffer, ...]], Expr]
+"""`epilogue(value, m, n, extras) -> stored`: `value` holds the requantised results of row `m`,
+columns `n .. n + lanes - 1` (any power of two of lanes, also one); the result has `out_dtype`."""
+
+PANEL_BYTES = 512 * 1024
+"""Weights that the tasks of one stretch share: about half of the L2 cache of current x86 cores."""
+UNROLL = 2
+"""Groups of K in one turn of the inner loop: its counter and branch are then hardly noticed."""
+MIN_TASKS = 32
+"""Tasks that a GEMM is cut into, where it is large enough, so that threads share it evenly."""
+
+
+@dataclass(frozen=True)
+class Gemm:
+    """What is computed: shapes, types and requantisation of one int8 GEMM."""
+
+    m: int
+    n: int
+    k: int
+    x_dtype: str
+    """uint8 or int8."""
+    requant: Requant | None
+    """None: the epilogue (or the output) gets the int32 accumulators including the bias."""
+    out_dtype: str
+    """Type of the stored output; differs from `requant.dtype` only by an epilogue."""
+    x_shape: tuple[int, ...] | None = None
+    """Shape of the parameter x where it is not (m, k): any leading axes that multiply to m."""
+    out_shape: tuple[int, ...] | None = None
+    """Shape of the output where it is not (m, n)."""
+
+    @property
+    def value_dtype(self) -> str:
+        """Type of the value that the epilogue gets."""
+        return "int32" if self.requant is None else self.requant.dtype
+
+
+@dataclass(frozen=True)
+class Extra:
+    """A further input of the kernel, for its epilogue."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
+@dataclass(frozen=True)
+class _Kernel:
+    gemm: Gemm
+    isa: Isa
+    x: Buffer
+    weight: Buffer
+    bias: Buffer
+    mult: Buffer | None
+    extras: tuple[Buffer, ...]
+    out: Buffer
+    epilogue: Epilogue | None
+
+    @property
+    def groups(self) -> int:
+        return -(-self.gemm.k // self.isa.group)
+
+    @property
+    def panels(self) -> int:
+        return -(-self.gemm.n // self.isa.panel)
+
+    @property
+    def copies(self) -> bool:
+        """Whether `dot` cannot read x where it lies."""
+        return self.gemm.x_dtype != self.isa.operand or self.gemm.k % self.isa.group != 0
+
+
+def gemm_kernel(
+    gemm: Gemm,
+    isa: Isa,
+    name: str,
+    extras: tuple[Extra, ...] = (),
+    epilogue: Epilogue | None = None,
+) -> PrimFunc:
+    """The GEMM as a TIR function `name(x, weight, bias, [mult,] *extras, out)`.
+
+    x `gemm.x_dtype` [m, k]; weight, bias and mult as `packing.pack_weights` makes them for
+    `dtype=gemm.value_dtype`; out `gemm.out_dtype` [m, n]. Parallel over blocks of the output.
+    """
+    groups, panels = -(-gemm.k // isa.group), -(-gemm.n // isa.panel)
+    with IRBuilder() as builder, T.prim_func(s_tir=True):
+        T.func_name(name)
+        T.func_attr(function_attributes(name))
+        x = T.arg("x", T.buffer(gemm.x_shape or (gemm.m, gemm.k), gemm.x_dtype))
+        weight_shape = (panels, groups, isa.vectors, isa.slots)
+        weight = T.arg("weight", T.buffer(weight_shape, isa.weight))
+        bias = T.arg("bias", T.buffer((panels, isa.vectors, isa.lanes), "int32"))
+        mult = None
+        if gemm.requant is not None:
+            shape = (panels, isa.vectors, 3, isa.lanes)
+            mult = T.arg("mult", T.buffer(shape, "int32"))
+        buffers = tuple(T.arg(e.name, T.buffer(e.shape, e.dtype)) for e in extras)
+        out = T.arg("out", T.buffer(gemm.out_shape or (gemm.m, gemm.n), gemm.out_dtype))
+        rows = T.decl_buffer((gemm.m, gemm.k), gemm.x_dtype, data=x.data)
+        columns = T.decl_buffer((gemm.m, gemm.n), gemm.out_dtype, data=out.data)
+        _emit_tasks(_Kernel(gemm, isa, rows, weight, bias, mult, buffers, columns, epilogue))
+    return builder.get()
+
+
+def _emit_tasks(kernel: _Kernel) -> None:
+    # A task is one block of rows against one stretch of panels. All blocks of rows pass over a
+    # stretch before the next begins, so its weights are read from L2, not from L3.
+    gemm, isa = kernel.gemm, kernel.isa
+    full, tail = divmod(gemm.m, isa.rows)
+    blocks = full + (tail > 0)
+    stretch = _stretch(kernel, blocks)
+    stretches = -(-kernel.panels // stretch)
+    with T.parallel(blocks * stretches) as task:
+        block = T.Bind(task % blocks)
+        first = T.Bind(task // blocks * stretch)
+        count = stretch if kernel.panels % stretch == 0 else T.min(stretch, kernel.panels - first)
+        if tail == 0:
+            _emit_block(kernel, isa.rows, block, first, count)
+            return
+        if full == 0:
+            _emit_block(kernel, tail, block, first, count)
+            return
+        with T.If(block < full):
+            with T.Then():
+                _emit_block(kernel, isa.rows, block, first, count)
+            with T.Else():
+                _emit_block(kernel, tail, block, first, count)
+
+
+def _stretch(kernel: _Kernel, blocks: int) -> int:
+    panel_bytes = kernel.groups * kernel.isa.vectors * kernel.isa.lanes * 4
+    by_cache = max(1, PANEL_BYTES // panel_bytes)
+    wanted = -(-MIN_TASKS // blocks)
+    by_tasks = max(1, kernel.panels // wanted)
+    return min(kernel.panels, by_cache, by_tasks)
+
+
+def _emit_block(kernel: _Kernel, rows: int, block: Expr, first: Expr, count: Expr | int) -> None:
+    row0 = T.Bind(block * kernel.isa.rows)
+    source, base = kernel.x, row0
+    if kernel.copies:
+        source, base = _emit_copy(kernel, rows, row0), 0
+    with T.serial(count) as step:
+        panel = T.Bind(first + step)
+        acc = T.alloc_buffer((rows * kernel.isa.vectors, kernel.isa.lanes), "int32", scope="local")
+        _emit_dots(kernel, acc, rows, panel, source, base)
+        _emit_stores(kernel, acc, rows, panel, row0)
+
+
+def _emit_copy(kernel: _Kernel, rows: int, row0: Expr) -> Buffer:
+    """A block of x as `dot` reads it; the padding is zero and so are the weights against it."""
+    gemm, isa = kernel.gemm, kernel.isa
+    width = kernel.groups * isa.group
+    dtype = "int8" if isa.operand == "uint8" else isa.operand
+    scratch = T.alloc_buffer((rows, width), dtype, scope="local")
+    widest = isa.slots
+    whole = gemm.k // widest
+
+    def move(row: Expr, start: Expr | int, lanes: int) -> None:
+        value = kernel.x[row0 + row, span(start, lanes)]
+        T.buffer_store(scratch, _operand(value, kernel, lanes), [row, span(start, lanes)])
+
+    with T.serial(rows) as row:
+        if width != gemm.k:
+            T.buffer_store(
+                scratch, splat(0, dtype, isa.group), [row, span(width - isa.group, isa.group)]
+            )
+        if whole:
+            with T.serial(whole) as chunk:
+                move(row, chunk * widest, widest)
+        for offset, lanes in pieces(gemm.k - whole * widest, widest):
+            move(row, whole * widest + offset, lanes)
+    return scratch
+
+
+def _operand(value: Expr, kernel: _Kernel, lanes: int) -> Expr:
+    if kernel.isa.operand == "int16":
+        return T.Cast(typed("int16", lanes), value)
+    if kernel.gemm.x_dtype == "uint8":
+        return T.reinterpret(typed("int8", lanes), value)
+    # x + 128 as an unsigned byte is x with its top bit flipped; the bias undoes it.
+    return value ^ splat(-128, "int8", lanes)
+
+
+def _emit_dots(
+    kernel: _Kernel, acc: Buffer, rows: int, panel: Expr, source: Buffer, base: Expr | int
+) -> None:
+    isa = kernel.isa
+    lane = span(0, isa.lanes)
+    for j in range(isa.vectors):
+        start = T.Bind(kernel.bias[panel, j, lane])
+        for r in range(rows):
+            T.buffer_store(acc, start, [r * isa.vectors + j, lane])
+    whole, odd = divmod(kernel.groups, UNROLL)
+    if whole:
+        with T.serial(whole) as step:
+            for u in range(UNROLL):
+                _emit_group(kernel, acc, rows, panel, source, base, step * UNROLL + u)
+    for u in range(odd):
+        _emit_group(kernel, acc, rows, panel, source, base, T.int32(whole * UNROLL + u))
+
+
+def _emit_group(
+    kernel: _Kernel, acc: Buffer, rows: int, panel: Expr, source: Buffer, base: Expr | int, k: Expr
+) -> None:
+    isa = kernel.isa
+    lane = span(0, isa.lanes)
+    operands = typed("int8" if isa.operand == "uint8" else isa.operand, isa.slots)
+    weights = [T.Bind(kernel.weight[panel, k, j, span(0, isa.slots)]) for j in range(isa.vectors)]
+    for r in range(rows):
+        one_lane = source[base + r, span(k * isa.group, isa.group)]
+        spread = T.broadcast(T.reinterpret("int32", one_lane), isa.lanes)
+        operand = T.Bind(T.reinterpret(operands, spread))
+        for j in range(isa.vectors):
+            index = [r * isa.vectors + j, lane]
+            T.buffer_store(acc, _dot(isa, acc[tuple(index)], operand, weights[j]), index)
+
+
+def _dot(isa: Isa, acc: Expr, x: Expr, w: Expr) -> Expr:
+    dtype = typed("int32", isa.lanes)
+    if isa.dot_accumulates:
+        return T.call_llvm_pure_intrin(dtype, isa.dot, acc, x, w)
+    return acc + T.call_llvm_pure_intrin(dtype, isa.dot, x, w)
+
+
+def _emit_stores(kernel: _Kernel, acc: Buffer, rows: int, panel: Expr, row0: Expr) -> None:
+    gemm, isa = kernel.gemm, kernel.isa
+    left = gemm.n % isa.panel
+    if left == 0:
+        _emit_full(kernel, acc, rows, panel, row0)
+        return
+    if gemm.n < isa.panel:
+        _emit_partial(kernel, acc, rows, panel, row0, left)
+        return
+    with T.If(panel < kernel.panels - 1):
+        with T.Then():
+            _emit_full(kernel, acc, rows, panel, row0)
+        with T.Else():
+            _emit_partial(kernel, acc, rows, panel, row0, left)
+
+
+def _emit_full(kernel: _Kernel, acc: Buffer, rows: int, panel: Expr, row0: Expr) -> None:
+    for r in range(rows):
+        values = _values(kernel, acc, r, panel)
+        lanes = kernel.isa.panel // len(values)
+        for i, value in enumerate(values):
+            _store(kernel, value, row0 + r, panel * kernel.isa.panel + i * lanes, lanes)
+
+
+def _emit_partial(
+    kernel: _Kernel, acc: Buffer, rows: int, panel: Expr, row0: Expr, left: int
+) -> None:
+    # Through a block-sized buffer, so that the last columns leave in pieces and none beyond them.
+    isa = kernel.isa
+    dtype = kernel.gemm.value_dtype
+    block = T.alloc_buffer((rows, isa.panel), dtype, scope="local")
+    lanes = isa.panel
+    for r in range(rows):
+        values = _values(kernel, acc, r, panel)
+        lanes = isa.panel // len(values)
+        for i, value in enumerate(values):
+            T.buffer_store(block, value, [r, span(i * lanes, lanes)])
+    with T.serial(rows) as r:
+        for offset, width in pieces(left, lanes):
+            value = block[r, span(offset, width)]
+            _store(kernel, value, row0 + r, panel * isa.panel + offset, width)
+
+
+def _values(kernel: _Kernel, acc: Buffer, row: int, panel: Expr) -> list[Expr]:
+    """The results of one row of a block: vectors of `value_dtype` that follow each other."""
+    isa, requant = kernel.isa, kernel.gemm.requant
+    lane = span(0, isa.lanes)
+    sums = [acc[row * isa.vectors + j, lane] for j in range(isa.vectors)]
+    if requant is None or kernel.mult is None:
+        return sums
+    if fits_high_half(requant):
+        scaled = [
+            high_half(s, kernel.mult[panel, j, 1, lane], kernel.mult[panel, j, 2, lane], requant)
+            for j, s in enumerate(sums)
+        ]
+    else:
+        scaled = [
+            exact_int64(s, kernel.mult[panel, j, 0, lane], requant) for j, s in enumerate(sums)
+        ]
+    return narrow([T.Bind(s) for s in scaled], requant, isa)
+
+
+def _store(kernel: _Kernel, value: Expr, m: Expr, n: Expr, lanes: int) -> None:
+    if kernel.epilogue is not None:
+        value = kernel.epilogue(value, m, n, kernel.extras)
+    T.buffer_store(kernel.out, value, [m, span(n, lanes)])

@@ -1,0 +1,105 @@
+"""One frozen description per instruction set; the kernels are generated from it."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Isa:
+    """What a kernel generator needs to know about one vector instruction set.
+
+    An accumulator is a vector of `lanes` int32. `dot` multiplies `group` activations of type
+    `operand` with as many weights of type `weight` into every lane.
+    """
+
+    name: str
+    lanes: int
+    """int32 lanes of one vector register."""
+    group: int
+    """Products summed into one lane by one `dot`; the K axis is packed in such groups."""
+    operand: str
+    """Type of the activations as `dot` reads them: `uint8` (signed ones are offset) or `int16`."""
+    weight: str
+    """Type of the packed weights as `dot` reads them."""
+    dot: str
+    """LLVM name of the dot instruction."""
+    dot_accumulates: bool
+    """Whether `dot` takes and adds the accumulator itself."""
+    pack16: str
+    """LLVM name of int32 -> int16 saturating pack of two vectors, per 128-bit lane."""
+    pack_int8: str
+    """LLVM name of int16 -> int8 saturating pack of two vectors, per 128-bit lane."""
+    pack_uint8: str
+    """LLVM name of int16 -> uint8 saturating pack of two vectors, per 128-bit lane."""
+    rows: int
+    """Rows of one register block (MR)."""
+    vectors: int
+    """Vectors across one register block (NR): the block is `rows` x `vectors * lanes`."""
+    macs_per_cycle: int
+    """Multiply-accumulates a cycle and core, of two dot instructions a cycle."""
+
+    @property
+    def panel(self) -> int:
+        """Output columns of one weight panel."""
+        return self.vectors * self.lanes
+
+    @property
+    def slots(self) -> int:
+        """Weight elements in one vector register."""
+        return self.lanes * self.group
+
+
+# 24 accumulators, 4 weight vectors and one broadcast fill 29 of 32 registers; a 6 x 4 block needs
+# 10 loads for 24 dot products, so two load ports keep two dot ports busy.
+AVX512_VNNI = Isa(
+    name="avx512-vnni",
+    lanes=16,
+    group=4,
+    operand="uint8",
+    weight="int8",
+    dot="llvm.x86.avx512.vpdpbusd.512",
+    dot_accumulates=True,
+    pack16="llvm.x86.avx512.packssdw.512",
+    pack_int8="llvm.x86.avx512.packsswb.512",
+    pack_uint8="llvm.x86.avx512.packuswb.512",
+    rows=6,
+    vectors=4,
+    macs_per_cycle=128,
+)
+
+# 16 registers: 12 accumulators, 2 weight vectors, one broadcast. LLVM has one intrinsic for the
+# 256-bit instruction and picks the VEX (AVX-VNNI) or EVEX (AVX-512 VL) encoding by the target.
+AVX_VNNI = Isa(
+    name="avx-vnni",
+    lanes=8,
+    group=4,
+    operand="uint8",
+    weight="int8",
+    dot="llvm.x86.avx512.vpdpbusd.256",
+    dot_accumulates=True,
+    pack16="llvm.x86.avx2.packssdw",
+    pack_int8="llvm.x86.avx2.packsswb",
+    pack_uint8="llvm.x86.avx2.packuswb",
+    rows=6,
+    vectors=2,
+    macs_per_cycle=64,
+)
+
+# vpmaddubsw would take bytes, but it saturates its int16 sums and so is not exact: both operands
+# are widened to int16 (weights when they are packed, activations once per block) for vpmaddwd.
+AVX2 = Isa(
+    name="avx2",
+    lanes=8,
+    group=2,
+    operand="int16",
+    weight="int16",
+    dot="llvm.x86.avx2.pmadd.wd",
+    dot_accumulates=False,
+    pack16="llvm.x86.avx2.packssdw",
+    pack_int8="llvm.x86.avx2.packsswb",
+    pack_uint8="llvm.x86.avx2.packuswb",
+    rows=6,
+    vectors=2,
+    macs_per_cycle=32,
+)
+
+ISAS = {isa.name: isa for isa in (AVX512_VNNI, AVX_VNNI, AVX2)}

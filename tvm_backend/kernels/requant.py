@@ -1,0 +1,120 @@
+"""The requantisation rule on vectors: `((acc * m) + 2**(s-1) >> s) + zero_point`, then clamp."""
+
+from dataclasses import dataclass
+
+from tvm.ir import Expr
+from tvm.tirx.script import builder as T
+
+from iqvit.errors import GraphError
+from iqvit.tvm_backend.kernels.isa import Isa
+from iqvit.tvm_backend.kernels.vector import clamp, lanes_of, limits, splat, typed
+
+RESULTS = ("int8", "uint8", "int16", "int32")
+
+
+@dataclass(frozen=True)
+class Requant:
+    """Attributes of one requantisation; the multipliers `m` (0 <= m < 2**31) are an operand.
+
+    Raises `GraphError` for a shift outside 1..62 or bounds that the result type cannot hold.
+    """
+
+    shift: int
+    """1..62."""
+    zero_point: int
+    dtype: str
+    """Type of the result: int8, uint8, int16 or int32."""
+    lo: int
+    hi: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.shift <= 62:
+            raise GraphError(f"requantisation by a shift of {self.shift}: it must be in 1..62")
+        if self.dtype not in RESULTS:
+            raise GraphError(f"requantisation to {self.dtype}: it must be one of {RESULTS}")
+        least, greatest = limits(self.dtype)
+        if not least <= self.lo <= self.hi <= greatest:
+            raise GraphError(f"requantisation to {self.lo}..{self.hi} does not fit {self.dtype}")
+
+
+def exact_int64(acc: Expr, mult: Expr, requant: Requant) -> Expr:
+    """The rule as it is written, in int64, clamped, as int32; `acc` and `mult` int32, any lanes."""
+    lanes = lanes_of(acc)
+    wide = typed("int64", lanes)
+    product = T.Cast(wide, acc) * T.Cast(wide, mult)
+    rounded = product + splat(2 ** (requant.shift - 1), "int64", lanes)
+    shifted = rounded >> splat(requant.shift, "int64", lanes)
+    shifted = shifted + splat(requant.zero_point, "int64", lanes)
+    return T.Cast(typed("int32", lanes), clamp(shifted, requant.lo, requant.hi))
+
+
+def fits_high_half(requant: Requant) -> bool:
+    """Whether `high_half` equals the rule for every int32 accumulator and every multiplier."""
+    t = requant.shift - 32
+    # |high half| <= 2**30 since the multiplier is below 2**31.
+    return t >= 1 and 2**30 + 2 ** (t - 1) + (abs(requant.zero_point) << t) < 2**31
+
+
+def high_half(acc: Expr, even: Expr, odd: Expr, requant: Requant) -> Expr:
+    """The rule without its clamp, from the upper halves of the 64-bit products, as int32.
+
+    With `s >= 33` the rounding constant has no bits below 2**32, so the lower halves never matter:
+    `(acc*m + 2**(s-1)) >> s == ((acc*m >> 32) + 2**(s-33)) >> (s-32)`. The zero point joins the
+    rounding constant. Needs `fits_high_half`.
+
+    `even` and `odd` are int32 vectors with the multipliers of the even and of the odd lanes in
+    their even lanes, as the 32 x 32 -> 64 bit multiply reads them.
+    """
+    lanes = lanes_of(acc)
+    duplicated = T.Shuffle([acc], [i | 1 for i in range(lanes)])
+    product_even = _multiply_even(acc, even)
+    product_odd = _multiply_even(duplicated, odd)
+    halves = [typed_reinterpret("int32", product_even), typed_reinterpret("int32", product_odd)]
+    high = T.Shuffle(halves, [(i | 1) + (lanes if i % 2 else 0) for i in range(lanes)])
+    t = requant.shift - 32
+    rounded = high + splat(2 ** (t - 1) + (requant.zero_point << t), "int32", lanes)
+    return rounded >> splat(t, "int32", lanes)
+
+
+def typed_reinterpret(dtype: str, value: Expr) -> Expr:
+    """The same bits as lanes of `dtype`."""
+    total = value.ty.dtype.bits * lanes_of(value)
+    return T.reinterpret(typed(dtype, total // int(dtype.lstrip("uint"))), value)
+
+
+def _multiply_even(a: Expr, b: Expr) -> Expr:
+    # Sign-extending the low halves in place is what LLVM matches to one vpmuldq.
+    wide = lanes_of(a) // 2
+    shift = splat(32, "int64", wide)
+    low_a = (typed_reinterpret("int64", a) << shift) >> shift
+    low_b = (typed_reinterpret("int64", b) << shift) >> shift
+    return low_a * low_b
+
+
+def narrow(values: list[Expr], requant: Requant, isa: Isa) -> list[Expr]:
+    """int32 vectors in packed column order -> vectors of `requant.dtype` in natural order, clamped.
+
+    The saturating packs work per 128-bit lane; `packing.column_order` places the columns so that
+    what comes out is contiguous. Saturating to the type first and then to `lo..hi` is the same
+    as clamping to `lo..hi`.
+    """
+    if requant.dtype == "int32":
+        return [clamp(v, requant.lo, requant.hi) for v in values]
+    pair = typed("int16", 2 * isa.lanes)
+    pairs = [
+        T.call_llvm_pure_intrin(pair, isa.pack16, values[i], values[i + 1])
+        for i in range(0, len(values), 2)
+    ]
+    if requant.dtype == "int16":
+        return [clamp(v, requant.lo, requant.hi) for v in pairs]
+    if len(pairs) % 2:
+        return [
+            T.Cast(typed(requant.dtype, 2 * isa.lanes), clamp(v, requant.lo, requant.hi))
+            for v in pairs
+        ]
+    name = isa.pack_int8 if requant.dtype == "int8" else isa.pack_uint8
+    quad = typed(requant.dtype, 4 * isa.lanes)
+    packed = [
+        T.call_llvm_pure_intrin(quad, name, pairs[i], pairs[i + 1]) for i in range(0, len(pairs), 2)
+    ]
+    return [clamp(v, requant.lo, requant.hi) for v in packed]
