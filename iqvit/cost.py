@@ -14,10 +14,10 @@ class Cost:
     """The cost of one image.
 
     macs: multiply-accumulates; wide_macs: those of them with an operand of more than 8 bits.
-    params: elements of the constants that stand for parameters of the float model (weights, biases,
-    embeddings, gains); multipliers, zero points and tables, which conversion makes, are not counted.
-    bytes: of all constants, made ones included. peak_bytes: the largest sum of values that are alive
-    at once, constants aside, when every value is freed after its last use.
+    params: elements of the constants that stand for parameters of the float model (weights,
+    biases, embeddings, gains); multipliers, zero points and tables, which conversion makes (`MADE`
+    of an operator), are not counted. bytes: of all constants, made ones included. peak_bytes: the
+    largest sum of values alive at once, constants aside, each freed after its last use.
     nodes and macs_by_op count per operator name, constants aside.
     """
 

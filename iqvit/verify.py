@@ -24,7 +24,7 @@ class Proof:
 
     @property
     def headroom_bits(self) -> int:
-        """Doublings of the range that still fit in the dtype; its whole width for a range of 0..0."""
+        """Doublings of the range that still fit in the dtype; its whole width for 0..0."""
         least, most = LIMITS[self.dtype]
         fits = [(most - least).bit_length()]
         if self.hi > 0:

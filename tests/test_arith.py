@@ -182,3 +182,11 @@ def test_int32_is_required():
     for lo, hi in ((-(2**31) - 1, 0), (0, 2**31)):
         with pytest.raises(OverflowProofError, match="leaves int32"):
             require_int32(lo, hi)
+
+
+@pytest.mark.parametrize(
+    "wrong", [(-1, 5, 5, 5), (0, 32767, 2**17, 5), (0, 5, 5, 32), (0, -1, 5, 5)]
+)
+def test_exp2_that_could_leave_int32_does_not_build(wrong: tuple[int, int, int, int]):
+    with pytest.raises(GraphError):
+        Exp2(*wrong)

@@ -32,7 +32,14 @@ def test_cost():
     assert found.macs == 90
     assert found.wide_macs == 30
     assert found.eight_bit_share == pytest.approx(60 / 90)
-    assert found.nodes == {"add": 1, "input": 1, "linear": 1, "lookup": 1, "matmul": 1, "reshape": 1}
+    assert found.nodes == {
+        "add": 1,
+        "input": 1,
+        "linear": 1,
+        "lookup": 1,
+        "matmul": 1,
+        "reshape": 1,
+    }
     # w, b, embedding and the constant operand of the product, not m and not the table
     assert found.params == 20 + 5 + 15 + 10
     assert found.bytes == 20 + 4 * 5 + 4 * 5 + 2 * 15 + 256 + 10

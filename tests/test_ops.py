@@ -11,9 +11,10 @@ import pytest
 import torch
 
 import iqvit.ops
+from iqvit.errors import GraphError
 from iqvit.intgraph import GraphBuilder
 from iqvit.inttype import LIMITS, TORCH_DTYPES, IntType, QParams, constant_type
-from iqvit.ops import REGISTRY, Input, Linear, Sample
+from iqvit.ops import REGISTRY, Input, Linear, Rectified, Sample
 from iqvit.ops.constant import Constant
 from iqvit.text import parse_graph, print_graph
 
@@ -23,7 +24,9 @@ TIGHT = {
     "add", "amax", "concat", "gather", "lookup", "matmul", "max_pool", "mean",
     "multiply", "permute", "requantise", "reshape", "slice",
 }  # fmt: skip
-MOST_SWEPT = 256  # tensors of a sweep: all of an 8-bit domain, a part of a 16-bit one in small tensors
+MOST_SWEPT = (
+    256  # tensors of a sweep: all of an 8-bit domain, a part of a 16-bit one in small tensors
+)
 OPS = Path(iqvit.ops.__file__).parent
 
 
@@ -40,7 +43,9 @@ every_sample = pytest.mark.parametrize("sample", SAMPLES.values(), ids=SAMPLES)
 
 
 def test_every_operator_has_samples():
-    missing = sorted(n for n, op in REGISTRY.items() if n not in WITHOUT_SAMPLES and not op.samples())
+    missing = sorted(
+        n for n, op in REGISTRY.items() if n not in WITHOUT_SAMPLES and not op.samples()
+    )
     assert not missing, f"add `samples()` to these operators: {missing}"
 
 
@@ -61,7 +66,7 @@ def full(kind: IntType, value: int) -> torch.Tensor:
 
 
 def sweep(kind: IntType) -> list[torch.Tensor]:
-    """Every value of a range of at most 16 bits, scattered over the rows of as many tensors as needed."""
+    """Every value of a range of at most 16 bits, scattered over as many tensors as needed."""
     span = kind.hi - kind.lo + 1
     stride = next(s for s in range(40503, 50000, 2) if math.gcd(s, span) == 1)
     count = math.ceil(span / kind.size) * kind.size
@@ -278,3 +283,11 @@ def test_supplied_operators_refuse_to_run():
     for op in (Constant(), Input((1, 1))):
         with pytest.raises(TypeError):
             op.run()
+
+
+def test_rectified_proves_its_int32_intermediates():
+    sample = REGISTRY["rectified"].samples()[0]
+    assert isinstance(sample.op, Rectified)
+    for change in ({"fraction": 17}, {"step": 15}):
+        with pytest.raises(GraphError):
+            dataclasses.replace(sample.op, **change).infer(*sample.inputs)

@@ -132,13 +132,13 @@ def test_parser_refuses_ends_that_are_wrong():
 
 
 def test_constants_of_other_types_are_refused():
-    with pytest.raises(FileFormatError, match="line 4.*float32"):
+    with pytest.raises(FileFormatError, match=r"line 4.*float32"):
         parse(print_graph(build()), w=np.zeros((2, 4), np.float32))
 
 
 def test_types_are_proved_again():
     text = print_graph(build())
-    with pytest.raises(GraphError, match="is typed .* proved"):
+    with pytest.raises(GraphError, match=r"is typed .* proved"):
         parse(text.replace("-765..1918", "-764..1918"))
     big = {"b": np.array([2**31 - 1, 0], np.int32)}
     with pytest.raises(OverflowProofError, match=r"blocks\.0_fc1 = linear"):

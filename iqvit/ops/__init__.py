@@ -25,6 +25,9 @@ from iqvit.ops.permute import Permute
 from iqvit.ops.rectified import Rectified
 from iqvit.ops.requantise import Requantise
 from iqvit.ops.reshape import Reshape
+from iqvit.ops.row_linear import RowLinear
+from iqvit.ops.row_peak import RowPeak
+from iqvit.ops.row_quantise import RowQuantise
 from iqvit.ops.shiftgelu import ShiftGelu
 from iqvit.ops.shiftmax import Shiftmax
 from iqvit.ops.slice import Slice
@@ -58,6 +61,9 @@ __all__ = [
     "Rectified",
     "Requantise",
     "Reshape",
+    "RowLinear",
+    "RowPeak",
+    "RowQuantise",
     "Sample",
     "ShiftGelu",
     "Shiftmax",

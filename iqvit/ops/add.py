@@ -31,7 +31,7 @@ class Add(Op):
     def of(qa: QParams, qb: QParams, qout: QParams, dtype: str) -> "Add":
         """The operator for per-tensor scales."""
         ratios = [float(qa.scale / qout.scale), float(qb.scale / qout.scale)]
-        largest, shift = multipliers(max(ratios))
+        _, shift = multipliers(max(ratios))
         ma, mb = (round(r * 2**shift) for r in ratios)
         offset = float(qout.zero_point) * 2**shift
         offset -= float(qa.zero_point) * ma + float(qb.zero_point) * mb
@@ -54,9 +54,8 @@ class Add(Op):
         return saturate(requantise(acc, 1, self.shift), self.dtype, self.lo, self.hi)
 
     def lower(self, bb: Any, args: list[Any], types: list[IntType], out: IntType) -> Any:
-        from tvm import te as tvm_te
-
         from iqvit.ops import te
+        from iqvit.ops.te import tvm_te
 
         def body(a: Any, b: Any) -> Any:
             def element(*i: Any) -> Any:

@@ -11,7 +11,7 @@ from iqvit.ops.base import Op, Sample, want
 
 @dataclass(frozen=True)
 class Argmax(Op):
-    """`out = argmax over axis of x`, int32; ties go to the lowest index (torch leaves them open)."""
+    """`out = argmax over axis of x`, int32; ties go to the lowest index (torch's are open)."""
 
     NAME: ClassVar[str] = "argmax"
     axis: int
@@ -34,9 +34,8 @@ class Argmax(Op):
         return key.argmax(self.axis, keepdim=bool(self.keepdim)).to(torch.int32)
 
     def lower(self, bb: Any, args: list[Any], types: list[IntType], out: IntType) -> Any:
-        from tvm import te as tvm_te
-
         from iqvit.ops import te
+        from iqvit.ops.te import tvm_te
 
         size = types[0].shape[self.axis]
 
@@ -54,7 +53,7 @@ class Argmax(Op):
             best = tvm_te.compute(out.shape, key, "best")
 
             def index_of(*i: Any) -> Any:
-                from tvm import tirx
+                from iqvit.ops.te import tirx
 
                 rest = tirx.floormod(best(*i), te.const64(size))
                 return (te.const64(size - 1) - rest).astype("int32")
@@ -66,4 +65,7 @@ class Argmax(Op):
     @classmethod
     def samples(cls) -> list[Sample]:
         x = IntType("int16", (1, 6, 40), -3, 3)
-        return [Sample(cls(2, 0), (x,)), Sample(cls(1, 1), (IntType("int8", (2, 5, 3), *LIMITS["int8"]),))]
+        return [
+            Sample(cls(2, 0), (x,)),
+            Sample(cls(1, 1), (IntType("int8", (2, 5, 3), *LIMITS["int8"]),)),
+        ]

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from iqvit.arith import clamp_range, exact_matmul, require_int32, requantise, saturate
+from iqvit.arith import clamp_range, exact_matmul, requantise, require_int32, saturate
 from iqvit.errors import OverflowProofError
 from iqvit.inttype import LIMITS, IntType, QParams
 from iqvit.ops.base import Op, Sample, want
@@ -119,10 +119,8 @@ class Attention(Op):
         return args[2].size * args[0].shape[-2] if self.bits > 8 else 0
 
     def lower(self, bb: Any, args: list[Any], types: list[IntType], out: IntType) -> Any:
-        from tvm import te as tvm_te
-        from tvm import tirx
-
         from iqvit.ops import te
+        from iqvit.ops.te import tirx, tvm_te
 
         heads, rows, depth = types[0].shape[1:]
         keys = types[1].shape[2]
@@ -135,7 +133,9 @@ class Attention(Op):
             )
             logits = tvm_te.compute(
                 (1, heads, rows, keys),
-                lambda b, h, i, j: tvm_te.sum(te.i32(q(b, h, i, d)) * te.i32(k(b, h, j, d)), axis=d),
+                lambda b, h, i, j: tvm_te.sum(
+                    te.i32(q(b, h, i, d)) * te.i32(k(b, h, j, d)), axis=d
+                ),
                 "logits",
             )
             top = tvm_te.compute(

@@ -54,7 +54,7 @@ class AvgPool(Op):
         return AvgPool(*window, zeros[0], int(m), shift, zeros[1], dtype, *LIMITS[dtype])
 
     def inside(self, shape: tuple[int, ...], axis: int) -> list[int]:
-        """How many pixels of each window lie inside the image along axis 0 (rows) or 1 (columns)."""
+        """Pixels of each window inside the image, along axis 0 (rows) or 1 (columns)."""
         size, k = shape[2 + axis], self.kernel[axis]
         steps = (size + 2 * self.padding[axis] - k) // self.stride[axis] + 1
         starts = [i * self.stride[axis] - self.padding[axis] for i in range(steps)]
@@ -110,10 +110,8 @@ class AvgPool(Op):
         return saturate(out, self.dtype, self.lo, self.hi)
 
     def lower(self, bb: Any, args: list[Any], types: list[IntType], out: IntType) -> Any:
-        from tvm import te as tvm_te
-        from tvm import tirx
-
         from iqvit.ops import te
+        from iqvit.ops.te import tirx, tvm_te
 
         sizes = types[0].shape[2:]
 

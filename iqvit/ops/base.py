@@ -1,7 +1,7 @@
 """What an integer operator states; one operator is one file of this folder.
 
-An operator is a frozen dataclass of plain integers and tuples. Tensors (weights, tables) are inputs,
-never attributes. Zero points, means and scales are folded into integers when it is built.
+An operator is a frozen dataclass of plain integers and tuples. Tensors (weights, tables) are
+inputs, never attributes. Zero points, means and scales are folded into integers when it is built.
 """
 
 from collections.abc import Callable
@@ -20,8 +20,8 @@ REGISTRY: dict[str, type["Op"]] = {}
 class Sample:
     """One test case of an operator.
 
-    `inputs` are types (with values for constants), `real` maps the dequantised float64 inputs to the
-    float64 output that `run` approximates, `qin`/`qout` say what the integers stand for, and
+    `inputs` are types (with values for constants), `real` maps the dequantised float64 inputs to
+    the float64 output that `run` approximates, `qin`/`qout` say what the integers stand for, and
     `error` is the declared bound of |run - real| in output steps. `macs` is counted by hand.
     `lo..hi` of every input is what the generic tests draw from, extremes included.
     """

@@ -11,7 +11,7 @@ from iqvit.ops.base import Op, Sample, want
 
 @dataclass(frozen=True)
 class Concat(Op):
-    """`out = cat(inputs, axis)`; exact. All inputs have one dtype and, by construction, one scale."""
+    """`out = cat(inputs, axis)`; exact. Inputs have one dtype and, by construction, one scale."""
 
     NAME: ClassVar[str] = "concat"
     axis: int

@@ -11,9 +11,9 @@ from iqvit.arith import (
     clamp_range,
     exact_matmul,
     multipliers,
-    require_int32,
     requantise,
     requantise_range,
+    require_int32,
     saturate,
 )
 from iqvit.inttype import LIMITS, IntType, QParams, constant_type
@@ -66,7 +66,9 @@ class Conv2d(Op):
         want(x.dtype in ("int8", "uint8"), f"operands of products are 8-bit, x is {x.dtype}")
         want(len(x.shape) == 4 and len(weight.shape) == 4, "x is [1, C, H, W], w [N, C, KH, KW]")
         channels = x.shape[1]
-        want(channels == weight.shape[1] * self.groups, f"{channels} channels, {weight.shape} weight")
+        want(
+            channels == weight.shape[1] * self.groups, f"{channels} channels, {weight.shape} weight"
+        )
         want(weight.shape[0] % self.groups == 0, "groups divide the output channels")
         want(len(self.pad_values) in (1, channels), "one pad value, or one a channel")
         check_epilogue(weight, bias, multiplier)
@@ -113,15 +115,14 @@ class Conv2d(Op):
 
         x, weight, bias, multiplier = args
 
-
         def pad(x: Any) -> Any:
             return self._te_pad(x, types[0])
 
         def accumulate(x: Any, weight: Any) -> Any:
             return self._te_acc(x, weight, types, out)
 
-        def finish(*tensors: Any) -> Any:
-            return te.epilogue(*tensors, 1, self, out)
+        def finish(acc: Any, bias: Any, multiplier: Any) -> Any:
+            return te.epilogue(acc, bias, multiplier, 1, self, out)
 
         if self.padding != (0, 0):
             x = bb.emit_te(pad, x, primfunc_name_hint="pad")
@@ -129,8 +130,7 @@ class Conv2d(Op):
         return bb.emit_te(finish, acc, bias, multiplier, primfunc_name_hint="conv2d_requantise")
 
     def _te_pad(self, x: Any, kind: IntType) -> Any:
-        from tvm import te as tvm_te
-        from tvm import tirx
+        from iqvit.ops.te import tirx, tvm_te
 
         (ph, pw), (_, channels, height, width) = self.padding, kind.shape
 
@@ -150,9 +150,8 @@ class Conv2d(Op):
         return tvm_te.compute((1, channels, height + 2 * ph, width + 2 * pw), element, "padded")
 
     def _te_acc(self, x: Any, weight: Any, types: list[IntType], out: IntType) -> Any:
-        from tvm import te as tvm_te
-
         from iqvit.ops import te
+        from iqvit.ops.te import tvm_te
 
         outputs, inputs, kh, kw = types[1].shape
         share = outputs // self.groups

@@ -6,6 +6,9 @@ from typing import Any
 
 import torch
 
+from iqvit.arith import require_int32
+from iqvit.ops.base import want
+
 # 2**-f on [0, 1) as 1 - f*(C1 - f*(C2 - f*C3)) in 15 fractional bits; C1 - C2 + C3 = 1/2, so that
 # neighbouring octaves meet. Minimax fit; error 1.3e-4 of full scale with all roundings.
 C1, C2, C3 = 22665, 7579, 1298
@@ -25,6 +28,13 @@ class Exp2:
     cap: int
     multiplier: int
     shift: int
+
+    def __post_init__(self) -> None:
+        want(
+            0 <= self.pre <= 31 and 0 <= self.shift <= 31, "a shift of the exponential leaves 0..31"
+        )
+        want(self.cap >= 0 and self.multiplier >= 0, "the exponential's integers are not negative")
+        require_int32(0, self.cap * self.multiplier, "exponent")
 
     @staticmethod
     def of(factor: float) -> "Exp2":
@@ -46,7 +56,7 @@ class Exp2:
 
     def te(self, d: Any, full: int) -> Any:
         """`run` as an int32 tensor expression of an int32 d."""
-        from tvm import tirx
+        from iqvit.ops.te import tirx
 
         def const(value: int) -> Any:
             return tirx.const(value, "int32")

@@ -17,7 +17,9 @@ class Gather(Op):
 
     def infer(self, *args: IntType) -> IntType:
         x, index = args
-        want(x.shape[:-1] == index.shape[:-1], f"shapes {x.shape} and {index.shape} differ in front")
+        want(
+            x.shape[:-1] == index.shape[:-1], f"shapes {x.shape} and {index.shape} differ in front"
+        )
         inside = index.lo >= 0 and index.hi < x.shape[-1]
         want(inside, f"an index in {index.lo}..{index.hi} leaves an axis of {x.shape[-1]}")
         return IntType(x.dtype, index.shape, x.lo, x.hi)
@@ -27,7 +29,7 @@ class Gather(Op):
         return x.gather(-1, index.to(torch.int64))
 
     def lower(self, bb: Any, args: list[Any], types: list[IntType], out: IntType) -> Any:
-        from tvm import te as tvm_te
+        from iqvit.ops.te import tvm_te
 
         def body(x: Any, index: Any) -> Any:
             return tvm_te.compute(

@@ -13,7 +13,9 @@ from iqvit.ops.base import Op, Sample, want
 
 # erf(x) as sign(x) * (A * (min(|x|, -B) + B)**2 + 1), as published
 A, B = -0.2888, -1.769
-KEPT_BITS = 14  # the authors drop 14 bits of erf for their 32-bit inputs; we keep at least this many
+KEPT_BITS = (
+    14  # the authors drop 14 bits of erf for their 32-bit inputs; we keep at least this many
+)
 
 
 @dataclass(frozen=True)
@@ -68,10 +70,8 @@ class IGelu(Op):
         return saturate(out, self.dtype, self.lo, self.hi)
 
     def lower(self, bb: Any, args: list[Any], types: list[IntType], out: IntType) -> Any:
-        from tvm import te as tvm_te
-        from tvm import tirx
-
         from iqvit.ops import te
+        from iqvit.ops.te import tirx, tvm_te
 
         def body(x: Any, multiplier: Any, zero: Any) -> Any:
             def element(*i: Any) -> Any:
@@ -102,7 +102,11 @@ class IGelu(Op):
             samples.append(
                 Sample(
                     op,
-                    (IntType(kind, (1, 50, 6), *LIMITS[kind]), constant_type(m), constant_type(zero)),
+                    (
+                        IntType(kind, (1, 50, 6), *LIMITS[kind]),
+                        constant_type(m),
+                        constant_type(zero),
+                    ),
                     lambda x, _m, _z: torch.nn.functional.gelu(x),
                     (qin, None, None),
                     qout,

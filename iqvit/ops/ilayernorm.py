@@ -9,9 +9,9 @@ import torch
 from iqvit.arith import (
     clamp_range,
     multipliers,
-    require_int32,
     requantise,
     requantise_range,
+    require_int32,
     saturate,
 )
 from iqvit.inttype import LIMITS, IntType, QParams, constant_type
@@ -63,7 +63,8 @@ class ILayerNorm(Op):
         for kind in (bias, multiplier, zero):
             want(kind.shape == (count,) and kind.dtype == "int32", f"{kind} is not int32[{count}]")
         require_int32(x.lo * count, x.hi * count, "sum")
-        # |y| <= sqrt(sum(y^2)) and Newton's root stays above its floor and above 64: |t| <= 2**30 * 65/64
+        # |y| <= sqrt(sum(y^2)) and Newton's root stays above its floor and above 64, so
+        # |t| <= 2**30 * 65/64
         bound = (1 << 30) + (1 << 24) + max(abs(bias.lo), abs(bias.hi))
         lo, hi = requantise_range(-bound, bound, [multiplier.lo, multiplier.hi], self.shift)
         lo, hi = clamp_range(lo + zero.lo, hi + zero.hi, self.lo, self.hi)
@@ -83,10 +84,8 @@ class ILayerNorm(Op):
         return saturate(out, self.dtype, self.lo, self.hi)
 
     def lower(self, bb: Any, args: list[Any], types: list[IntType], out: IntType) -> Any:
-        from tvm import te as tvm_te
-        from tvm import tirx
-
         from iqvit.ops import te
+        from iqvit.ops.te import tirx, tvm_te
 
         count = types[0].shape[-1]
         rows = (*out.shape[:-1], 1)
@@ -128,7 +127,10 @@ class ILayerNorm(Op):
     def samples(cls) -> list[Sample]:
         rng = np.random.default_rng(3)
         samples = []
-        for count, qout, dtype in ((48, QParams.of(0.05, -3), "int8"), (192, QParams.of(0.05), "int8")):
+        for count, qout, dtype in (
+            (48, QParams.of(0.05, -3), "int8"),
+            (192, QParams.of(0.05), "int8"),
+        ):
             gain, bias = rng.uniform(0.5, 2, count), rng.uniform(-1, 1, count)
             op, *constants = cls.of(count, gain, bias, qout, dtype)
             weight, offset = torch.from_numpy(gain), torch.from_numpy(bias)
@@ -152,10 +154,8 @@ class ILayerNorm(Op):
 
 
 def _newton(std: Any, variance: Any, rows: tuple[int, ...], step: int) -> Any:
-    from tvm import te as tvm_te
-    from tvm import tirx
-
     from iqvit.ops import te
+    from iqvit.ops.te import tirx, tvm_te
 
     def element(*i: Any) -> Any:
         return (std(*i) + tirx.truncdiv(variance(*i), std(*i))) >> te.const64(1)

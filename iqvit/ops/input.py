@@ -18,7 +18,9 @@ class Input(Op):
 
     def infer(self, *args: IntType) -> IntType:
         want(not args, "an input has no operands")
-        want(len(self.shape) >= 2 and self.shape[0] == 1, f"image shape {self.shape} is not [1, ...]")
+        want(
+            len(self.shape) >= 2 and self.shape[0] == 1, f"image shape {self.shape} is not [1, ...]"
+        )
         return IntType("uint8", self.shape, 0, 255)
 
     def run(self, *args: torch.Tensor) -> torch.Tensor:

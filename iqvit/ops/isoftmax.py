@@ -71,24 +71,18 @@ class ISoftmax(Op):
         return ((e * factor) >> 17).clamp(max=32767).to(torch.int16)
 
     def lower(self, bb: Any, args: list[Any], types: list[IntType], out: IntType) -> Any:
-        from tvm import te as tvm_te
-        from tvm import tirx
-
         from iqvit.ops import te
+        from iqvit.ops.te import tirx, tvm_te
 
         rows = (*out.shape[:-1], 1)
         zero = tirx.const(0, "int64")
 
         def body(x: Any) -> Any:
             m, n = (tvm_te.reduce_axis((0, out.shape[-1]), name) for name in "mn")
-            top = tvm_te.compute(
-                rows, lambda *i: tvm_te.max(te.i64(x(*i[:-1], m)), axis=m), "top"
-            )
+            top = tvm_te.compute(rows, lambda *i: tvm_te.max(te.i64(x(*i[:-1], m)), axis=m), "top")
 
             def exponential(*i: Any) -> Any:
-                y = tirx.max(
-                    te.i64(x(*i)) - top(*i[:-1], zero), te.const64(-OCTAVES * self.ln2)
-                )
+                y = tirx.max(te.i64(x(*i)) - top(*i[:-1], zero), te.const64(-OCTAVES * self.ln2))
                 z = tirx.truncdiv(-y, te.const64(self.ln2))
                 p = y + z * te.const64(self.ln2)
                 polynomial = tirx.max(p * (p + te.const64(self.b)) + te.const64(self.c), zero)
@@ -97,9 +91,7 @@ class ISoftmax(Op):
                 return tirx.shift_right(polynomial * te.const64(self.multiplier) + half, places)
 
             e = tvm_te.compute(out.shape, exponential, "e")
-            total = tvm_te.compute(
-                rows, lambda *i: tvm_te.sum(e(*i[:-1], n), axis=n), "row_sum"
-            )
+            total = tvm_te.compute(rows, lambda *i: tvm_te.sum(e(*i[:-1], n), axis=n), "row_sum")
 
             def element(*i: Any) -> Any:
                 factor = tirx.truncdiv(te.const64(1 << 32), total(*i[:-1], zero))

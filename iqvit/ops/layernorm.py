@@ -23,7 +23,7 @@ def spread_bound(x: IntType) -> int:
 
 
 def _norm_bound(count: int, extra: int) -> int:
-    """The largest |t|: |d| <= sqrt(n * V), and the root may be one too small at `extra` more bits."""
+    """The largest |t|: |d| <= sqrt(n * V); the root may be one too small at `extra` more bits."""
     bound = math.isqrt(count << 2 * NORM_BITS) + 2
     return bound + (bound >> extra) + 1
 
@@ -81,7 +81,9 @@ class LayerNorm(Op):
         largest = spread_bound(x) + epsilon
         extra = (ROOT_BITS - largest.bit_length()) // 2
         if extra < 1:
-            raise GraphError(f"a LayerNorm over {count} values of {x.lo}..{x.hi} needs over 62 bits")
+            raise GraphError(
+                f"a LayerNorm over {count} values of {x.lo}..{x.hi} needs over 62 bits"
+            )
         smallest_root = math.isqrt(epsilon << 2 * extra)
         reciprocal = min(29 + smallest_root.bit_length(), 62)
         norm_shift = reciprocal - extra - NORM_BITS
@@ -132,10 +134,8 @@ class LayerNorm(Op):
         return 0
 
     def lower(self, bb: Any, args: list[Any], types: list[IntType], out: IntType) -> Any:
-        from tvm import te as tvm_te
-        from tvm import tirx
-
         from iqvit.ops import te
+        from iqvit.ops.te import tirx, tvm_te
 
         count = types[0].shape[-1]
         rows = (*types[0].shape[:-1], 1)
@@ -153,9 +153,13 @@ class LayerNorm(Op):
             scaled = tvm_te.compute(
                 rows,
                 lambda *i: (
-                    te.const64(count) * squares(*i) - total(*i) * total(*i) + te.const64(self.epsilon)
-                )
-                << te.const64(2 * self.extra),
+                    (
+                        te.const64(count) * squares(*i)
+                        - total(*i) * total(*i)
+                        + te.const64(self.epsilon)
+                    )
+                    << te.const64(2 * self.extra)
+                ),
                 "spread",
             )
             root = te.isqrt(scaled)
@@ -183,7 +187,14 @@ class LayerNorm(Op):
         rng = np.random.default_rng(2)
         cases = [
             (48, "int16", QParams.of(0.002), "int8", QParams.of(0.04, -3), 1e-6),
-            (192, "int16", QParams.of(0.0007), "uint8", QParams.of(rng.uniform(0.01, 0.1, 192), 128.0, -1), 1e-5),
+            (
+                192,
+                "int16",
+                QParams.of(0.0007),
+                "uint8",
+                QParams.of(rng.uniform(0.01, 0.1, 192), 128.0, -1),
+                1e-5,
+            ),
             (64, "int8", QParams.of(0.05), "int16", QParams.of(0.001), 1e-12),
         ]
         return [_sample(rng, *case) for case in cases]

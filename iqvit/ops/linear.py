@@ -10,9 +10,9 @@ from iqvit.arith import (
     clamp_range,
     exact_matmul,
     multipliers,
-    require_int32,
     requantise,
     requantise_range,
+    require_int32,
     saturate,
 )
 from iqvit.errors import GraphError
@@ -48,11 +48,11 @@ def check_epilogue(weight: IntType, bias: IntType, multiplier: IntType) -> None:
 
 @dataclass(frozen=True)
 class Linear(Op):
-    """`out[..., n] = clamp(((sum_k x[..., k] * w[n, k] + b[n]) * m[n] + 2**(shift-1) >> shift) + z)`.
+    """`out[..., n] = clamp(((sum_k x[..., k]*w[n, k] + b[n]) * m[n] + 2**(shift-1) >> shift) + z)`.
 
     Inputs: x int8 or uint8 `[..., K]`, w int8 `[N, K]` in -127..127, b int32 `[N]`, m int32 `[N]`.
-    The int32 accumulator, bias included, is proved not to overflow. The input's zero point is folded
-    into b. `lo..hi` is where the result saturates (a ReLU is `lo = z`).
+    The int32 accumulator, bias included, is proved not to overflow. The input's zero point is
+    folded into b. `lo..hi` is where the result saturates (a ReLU is `lo = z`).
     """
 
     NAME: ClassVar[str] = "linear"
@@ -96,8 +96,8 @@ class Linear(Op):
         x, weight, bias, multiplier = args
         acc = bb.emit_te(te.product, x, weight, primfunc_name_hint="linear_acc")
 
-        def finish(*tensors: Any) -> Any:
-            return te.epilogue(*tensors, -1, self, out)
+        def finish(acc: Any, bias: Any, multiplier: Any) -> Any:
+            return te.epilogue(acc, bias, multiplier, -1, self, out)
 
         return bb.emit_te(finish, acc, bias, multiplier, primfunc_name_hint="linear_requantise")
 

@@ -50,9 +50,8 @@ class Lookup(Op):
         return table[x.to(torch.int64) - least]
 
     def lower(self, bb: Any, args: list[Any], types: list[IntType], out: IntType) -> Any:
-        from tvm import te as tvm_te
-
         from iqvit.ops import te
+        from iqvit.ops.te import tvm_te
 
         least = LIMITS[types[0].dtype][0]
 

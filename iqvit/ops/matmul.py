@@ -9,9 +9,9 @@ from iqvit.arith import (
     clamp_range,
     exact_matmul,
     multipliers,
-    require_int32,
     requantise,
     requantise_range,
+    require_int32,
     saturate,
 )
 from iqvit.inttype import LIMITS, IntType, QParams
@@ -51,7 +51,7 @@ class Matmul(Op):
         a, b = args
         want(a.dtype in ("int8", "uint8", "int16"), f"a is {a.dtype}, not 8- or 16-bit")
         want(b.dtype in ("int8", "uint8"), f"operands of products are 8-bit, b is {b.dtype}")
-        want(len(a.shape) >= 2 and len(b.shape) >= 2, "operands are matrices or batches of them")
+        want(min(len(a.shape), len(b.shape)) >= 2, "operands are matrices or batches of them")
         want(a.shape[-1] == b.shape[-2], f"shapes {a.shape} and {b.shape} do not multiply")
         lo, hi = self.accumulator(*args)
         lo, hi = requantise_range(lo, hi, [self.multiplier], self.shift)
@@ -84,9 +84,8 @@ class Matmul(Op):
         return self.macs(*args) if args[0].dtype == "int16" else 0
 
     def lower(self, bb: Any, args: list[Any], types: list[IntType], out: IntType) -> Any:
-        from tvm import te as tvm_te
-
         from iqvit.ops import te
+        from iqvit.ops.te import tvm_te
 
         def body(a: Any, b: Any) -> Any:
             k = tvm_te.reduce_axis((0, types[0].shape[-1]), "k")
@@ -101,7 +100,9 @@ class Matmul(Op):
 
             def finish(*i: Any) -> Any:
                 value = te.requantise(acc(*i), te.const64(self.multiplier), self.shift)
-                return te.saturate(value + te.const64(self.zero_point), self.dtype, self.lo, self.hi)
+                return te.saturate(
+                    value + te.const64(self.zero_point), self.dtype, self.lo, self.hi
+                )
 
             return tvm_te.compute(out.shape, finish, "requantised")
 

@@ -43,8 +43,7 @@ class MaxPool(Op):
         return pooled.to(x.dtype)
 
     def lower(self, bb: Any, args: list[Any], types: list[IntType], out: IntType) -> Any:
-        from tvm import te as tvm_te
-        from tvm import tirx
+        from iqvit.ops.te import tirx, tvm_te
 
         (_, _, height, width), (ph, pw) = types[0].shape, self.padding
 
@@ -69,6 +68,8 @@ class MaxPool(Op):
         return [
             Sample(cls((3, 3), (2, 2), (1, 1)), (x,), lambda x: functional.max_pool2d(x, 3, 2, 1)),
             Sample(
-                cls((2, 3), (1, 2), (0, 0)), (x,), lambda x: functional.max_pool2d(x, (2, 3), (1, 2))
+                cls((2, 3), (1, 2), (0, 0)),
+                (x,),
+                lambda x: functional.max_pool2d(x, (2, 3), (1, 2)),
             ),
         ]

@@ -9,9 +9,9 @@ import torch
 from iqvit.arith import (
     clamp_range,
     multipliers,
-    require_int32,
     requantise,
     requantise_range,
+    require_int32,
     saturate,
 )
 from iqvit.inttype import LIMITS, IntType, QParams
@@ -38,7 +38,12 @@ class Mean(Op):
 
     @staticmethod
     def of(
-        shape: tuple[int, ...], axes: tuple[int, ...], keepdim: bool, qin: QParams, qout: QParams, dtype: str
+        shape: tuple[int, ...],
+        axes: tuple[int, ...],
+        keepdim: bool,
+        qin: QParams,
+        qout: QParams,
+        dtype: str,
     ) -> "Mean":
         """The operator for per-tensor scales."""
         count = int(np.prod([shape[a] for a in axes]))
@@ -77,10 +82,10 @@ class Mean(Op):
         return saturate(out, self.dtype, self.lo, self.hi)
 
     def lower(self, bb: Any, args: list[Any], types: list[IntType], out: IntType) -> Any:
-        from tvm import te as tvm_te
         from tvm import topi
 
         from iqvit.ops import te
+        from iqvit.ops.te import tvm_te
 
         def body(x: Any) -> Any:
             acc = topi.sum(x.astype("int32"), axis=self.axes, keepdims=bool(self.keepdim))
@@ -88,7 +93,9 @@ class Mean(Op):
             def element(*i: Any) -> Any:
                 centred = te.i64(acc(*i)) + te.const64(self.offset)
                 value = te.requantise(centred, te.const64(self.multiplier), self.shift)
-                return te.saturate(value + te.const64(self.zero_point), self.dtype, self.lo, self.hi)
+                return te.saturate(
+                    value + te.const64(self.zero_point), self.dtype, self.lo, self.hi
+                )
 
             return tvm_te.compute(out.shape, element, "mean")
 

@@ -31,14 +31,12 @@ class Multiply(Op):
     def of(qa: QParams, qb: QParams, qout: QParams, dtype: str) -> "Multiply":
         """The operator for per-tensor scales and integer zero points."""
         m, shift = multipliers(float(qa.scale * qb.scale / qout.scale))
-        zeros = (int(q.zero_point) for q in (qa, qb))
-        return Multiply(*zeros, int(m), shift, int(qout.zero_point), dtype, *LIMITS[dtype])
+        zero_a, zero_b = int(qa.zero_point), int(qb.zero_point)
+        return Multiply(zero_a, zero_b, int(m), shift, int(qout.zero_point), dtype, *LIMITS[dtype])
 
     def infer(self, *args: IntType) -> IntType:
         a, b = args
-        ends = [
-            (x - self.zero_a) * (y - self.zero_b) for x in (a.lo, a.hi) for y in (b.lo, b.hi)
-        ]
+        ends = [(x - self.zero_a) * (y - self.zero_b) for x in (a.lo, a.hi) for y in (b.lo, b.hi)]
         lo, hi = requantise_range(min(ends), max(ends), [self.multiplier], self.shift)
         lo, hi = clamp_range(lo + self.zero_point, hi + self.zero_point, self.lo, self.hi)
         return IntType(self.dtype, broadcast_shapes(a.shape, b.shape), lo, hi)
@@ -50,16 +48,17 @@ class Multiply(Op):
         return saturate(out, self.dtype, self.lo, self.hi)
 
     def lower(self, bb: Any, args: list[Any], types: list[IntType], out: IntType) -> Any:
-        from tvm import te as tvm_te
-
         from iqvit.ops import te
+        from iqvit.ops.te import tvm_te
 
         def body(a: Any, b: Any) -> Any:
             def element(*i: Any) -> Any:
                 x = te.i64(a(*te.broadcast_index(i, types[0].shape))) - te.const64(self.zero_a)
                 y = te.i64(b(*te.broadcast_index(i, types[1].shape))) - te.const64(self.zero_b)
                 value = te.requantise(x * y, te.const64(self.multiplier), self.shift)
-                return te.saturate(value + te.const64(self.zero_point), self.dtype, self.lo, self.hi)
+                return te.saturate(
+                    value + te.const64(self.zero_point), self.dtype, self.lo, self.hi
+                )
 
             return tvm_te.compute(out.shape, element, "product")
 

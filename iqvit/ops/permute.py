@@ -18,7 +18,9 @@ class Permute(Op):
 
     def infer(self, *args: IntType) -> IntType:
         (x,) = args
-        want(sorted(self.dims) == list(range(len(x.shape))), f"{self.dims} does not order {x.shape}")
+        want(
+            sorted(self.dims) == list(range(len(x.shape))), f"{self.dims} does not order {x.shape}"
+        )
         return IntType(x.dtype, tuple(x.shape[d] for d in self.dims), x.lo, x.hi)
 
     def run(self, *args: torch.Tensor) -> torch.Tensor:

@@ -8,7 +8,14 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from iqvit.arith import clamp_range, multipliers, requantise, requantise_range, saturate
+from iqvit.arith import (
+    clamp_range,
+    multipliers,
+    requantise,
+    requantise_range,
+    require_int32,
+    saturate,
+)
 from iqvit.inttype import LIMITS, IntType, QParams, constant_type
 from iqvit.ops.base import Op, Sample, want
 
@@ -77,11 +84,14 @@ class Rectified(Op):
         x, table, multiplier, zero = args
         want(x.dtype == "int16", f"x is {x.dtype}, not int16")
         want(table.dtype == "int16" and len(table.shape) == 1, "the table is int16 [entries]")
+        # a rise of 16 bits and a sign times a part of `step` bits is interpolated in int32
+        want(0 <= self.step < 15, f"entries 2**{self.step} apart")
         for kind in (multiplier, zero):
             want(kind.dtype == "int32", "multipliers and zero points are int32")
             want(kind.shape in ((1,), (x.shape[-1],)), f"{kind.shape} does not fit {x.shape}")
         lo = (max(x.lo, 0) << self.fraction) + min(table.lo, 0)
         hi = (max(x.hi, 0) << self.fraction) + max(table.hi, 0)
+        require_int32(lo, hi, "rectified value")
         lo, hi = requantise_range(lo, hi, [multiplier.lo, multiplier.hi], self.shift)
         lo, hi = clamp_range(lo + zero.lo, hi + zero.hi, self.lo, self.hi)
         return IntType(self.dtype, x.shape, lo, hi)
@@ -100,10 +110,8 @@ class Rectified(Op):
         return saturate(out, self.dtype, self.lo, self.hi)
 
     def lower(self, bb: Any, args: list[Any], types: list[IntType], out: IntType) -> Any:
-        from tvm import te as tvm_te
-        from tvm import tirx
-
         from iqvit.ops import te
+        from iqvit.ops.te import tirx, tvm_te
 
         last = types[1].shape[0] - 1
 
@@ -135,7 +143,12 @@ class Rectified(Op):
     def samples(cls) -> list[Sample]:
         cases = [
             ("gelu", QParams.of(0.0003), QParams.of(0.04, 10), "uint8"),
-            ("gelu_tanh", QParams.of(0.0011), QParams.of(np.linspace(0.01, 0.2, 24), 7.0, -1), "uint8"),
+            (
+                "gelu_tanh",
+                QParams.of(0.0011),
+                QParams.of(np.linspace(0.01, 0.2, 24), 7.0, -1),
+                "uint8",
+            ),
             ("silu", QParams.of(0.0007), QParams.of(0.0008), "int16"),
         ]
         samples = []

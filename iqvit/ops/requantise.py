@@ -52,9 +52,8 @@ class Requantise(Op):
         return saturate(requantise(acc, 1, self.shift), self.dtype, self.lo, self.hi)
 
     def lower(self, bb: Any, args: list[Any], types: list[IntType], out: IntType) -> Any:
-        from tvm import te as tvm_te
-
         from iqvit.ops import te
+        from iqvit.ops.te import tvm_te
 
         def body(x: Any) -> Any:
             def element(*i: Any) -> Any:
@@ -84,5 +83,3 @@ class Requantise(Op):
             )
             for kind, qin, dtype, qout in cases
         ]
-
-

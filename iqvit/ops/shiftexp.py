@@ -1,4 +1,4 @@
-"""I-ViT's ShiftExp (Li and Gu, arXiv 2207.01405, equations 11 to 15), shared by Shiftmax and ShiftGELU."""
+"""I-ViT's ShiftExp (Li and Gu, arXiv 2207.01405, eq. 11 to 15), of Shiftmax and ShiftGELU."""
 
 from typing import Any
 
@@ -21,13 +21,9 @@ def shift_exp(x: torch.Tensor, x0: int, octaves: int) -> torch.Tensor:
 
 def shift_exp_te(x: Any, x0: int, octaves: int) -> Any:
     """`shift_exp` of an int64 expression."""
-    from tvm import tirx
+    from iqvit.ops.te import const64, tirx
 
-    from iqvit.ops.te import const64
-
-    p = tirx.max(
-        x + (x >> const64(1)) - (x >> const64(4)), const64(octaves * x0)
-    )
+    p = tirx.max(x + (x >> const64(1)) - (x >> const64(4)), const64(octaves * x0))
     q = tirx.truncdiv(p, const64(x0))
     r = p - q * const64(x0)
     return tirx.shift_left((r >> const64(1)) - const64(x0), const64(octaves) - q)

@@ -66,10 +66,8 @@ class ShiftGelu(Op):
         return saturate(out, self.dtype, self.lo, self.hi)
 
     def lower(self, bb: Any, args: list[Any], types: list[IntType], out: IntType) -> Any:
-        from tvm import te as tvm_te
-        from tvm import tirx
-
         from iqvit.ops import te
+        from iqvit.ops.te import tirx, tvm_te
 
         rows = (*out.shape[:-1], 1)
         zero64 = tirx.const(0, "int64")
@@ -85,9 +83,7 @@ class ShiftGelu(Op):
                 lambda *i: shift_exp_te(te.i64(x(*i)) - top(*i[:-1], zero64), self.x0, OCTAVES),
                 "e",
             )
-            base = tvm_te.compute(
-                rows, lambda *i: shift_exp_te(-top(*i), self.x0, OCTAVES), "base"
-            )
+            base = tvm_te.compute(rows, lambda *i: shift_exp_te(-top(*i), self.x0, OCTAVES), "base")
 
             def element(*i: Any) -> Any:
                 total = tirx.min(e(*i) + base(*i[:-1], zero64), te.const64(INT31))

@@ -35,7 +35,7 @@ class Slice(Op):
         return args[0][tuple(index)].contiguous()
 
     def lower(self, bb: Any, args: list[Any], types: list[IntType], out: IntType) -> Any:
-        from tvm import te as tvm_te
+        from iqvit.ops.te import tvm_te
 
         def body(x: Any) -> Any:
             def element(*i: Any) -> Any:

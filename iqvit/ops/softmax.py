@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from iqvit.arith import clamp_range, require_int32, requantise, saturate
+from iqvit.arith import clamp_range, requantise, require_int32, saturate
 from iqvit.inttype import LIMITS, IntType, QParams
 from iqvit.ops.base import Op, Sample, want
 from iqvit.ops.exp2 import Exp2
@@ -16,7 +16,7 @@ FULL = 32767
 
 @dataclass(frozen=True)
 class Softmax(Op):
-    """`p = full * 2**-t(max(x) - x)`, `r = numerator // sum(p)`, `out = clamp((p * r + half) >> shift)`.
+    """`p = full * 2**-t(max(x) - x)`, `out = clamp(p * (numerator // sum(p)) + half >> shift)`.
 
     x of any width `[..., N]`, per-tensor scale. Error: half an output step, `1.3e-4 + 2/32767`
     of full scale for p, and the same again for the sum.
@@ -64,9 +64,7 @@ class Softmax(Op):
         want(self.numerator < 1 << 62, "the numerator leaves 62 bits")
         half = (1 << self.shift) >> 1
         hi = ((self.numerator + half) >> self.shift) + self.zero_point
-        return IntType(
-            self.dtype, x.shape, *clamp_range(self.zero_point, hi, self.lo, self.hi)
-        )
+        return IntType(self.dtype, x.shape, *clamp_range(self.zero_point, hi, self.lo, self.hi))
 
     def run(self, *args: torch.Tensor) -> torch.Tensor:
         x = args[0].to(torch.int64)
@@ -76,32 +74,28 @@ class Softmax(Op):
         return saturate(out, self.dtype, self.lo, self.hi)
 
     def lower(self, bb: Any, args: list[Any], types: list[IntType], out: IntType) -> Any:
-        from tvm import te as tvm_te
-        from tvm import tirx
-
         from iqvit.ops import te
+        from iqvit.ops.te import tirx, tvm_te
 
         rows = (*out.shape[:-1], 1)
 
         def body(x: Any) -> Any:
             m, n = (tvm_te.reduce_axis((0, out.shape[-1]), name) for name in "mn")
             zero = tirx.const(0, "int64")
-            top = tvm_te.compute(
-                rows, lambda *i: tvm_te.max(te.i32(x(*i[:-1], m)), axis=m), "top"
-            )
+            top = tvm_te.compute(rows, lambda *i: tvm_te.max(te.i32(x(*i[:-1], m)), axis=m), "top")
             p = tvm_te.compute(
                 out.shape,
                 lambda *i: self.exp.te(top(*i[:-1], zero) - te.i32(x(*i)), FULL),
                 "p",
             )
-            total = tvm_te.compute(
-                rows, lambda *i: tvm_te.sum(p(*i[:-1], n), axis=n), "row_sum"
-            )
+            total = tvm_te.compute(rows, lambda *i: tvm_te.sum(p(*i[:-1], n), axis=n), "row_sum")
 
             def element(*i: Any) -> Any:
                 r = tirx.truncdiv(te.const64(self.numerator), te.i64(total(*i[:-1], zero)))
                 value = te.requantise(te.i64(p(*i)) * r, te.const64(1), self.shift)
-                return te.saturate(value + te.const64(self.zero_point), self.dtype, self.lo, self.hi)
+                return te.saturate(
+                    value + te.const64(self.zero_point), self.dtype, self.lo, self.hi
+                )
 
             return tvm_te.compute(out.shape, element, "softmax")
 

@@ -3,9 +3,14 @@ of `import iqvit`. Each function mirrors a function of `iqvit.arith` bit for bit
 
 from typing import Any
 
-from tvm import te, tirx
+import tvm.te
+import tvm.tirx
 
 from iqvit.inttype import LIMITS, IntType
+
+# Their results are typed as unions of a tensor and a tuple, which no caller could use; hence Any.
+tvm_te: Any = tvm.te
+tirx: Any = tvm.tirx
 
 
 def i32(x: Any) -> Any:
@@ -44,10 +49,10 @@ def fits32(lo: int, hi: int) -> bool:
 def product(x: Any, weight: Any) -> Any:
     """`acc[..., n] = sum_k x[..., k] * weight[n, k]` in int32; both operands have K innermost, so
     that LLVM vectorises the sum."""
-    k = te.reduce_axis((0, x.shape[-1]), "k")
-    return te.compute(
+    k = tvm_te.reduce_axis((0, x.shape[-1]), "k")
+    return tvm_te.compute(
         (*x.shape[:-1], weight.shape[0]),
-        lambda *i: te.sum(i32(x(*i[:-1], k)) * i32(weight(i[-1], k)), axis=k),
+        lambda *i: tvm_te.sum(i32(x(*i[:-1], k)) * i32(weight(i[-1], k)), axis=k),
         "acc",
     )
 
@@ -60,12 +65,12 @@ def epilogue(acc: Any, bias: Any, multiplier: Any, axis: int, op: Any, out: IntT
         value = requantise(acc(*i) + bias(n), multiplier(n), op.shift)
         return saturate(value + const64(op.zero_point), op.dtype, op.lo, op.hi)
 
-    return te.compute(out.shape, element, "requantised")
+    return tvm_te.compute(out.shape, element, "requantised")
 
 
 def isqrt(n: Any, bits: int = 31) -> Any:
     """`iqvit.arith.isqrt`: one compute stage a bit of the root, from the highest."""
-    root = te.compute(n.shape, lambda *i: const64(0), "root")
+    root = tvm_te.compute(n.shape, lambda *i: const64(0), "root")
     for bit in reversed(range(bits)):
         root = _isqrt_bit(n, root, bit)
     return root
@@ -76,7 +81,7 @@ def _isqrt_bit(n: Any, root: Any, bit: int) -> Any:
         trial = root(*i) | const64(1 << bit)
         return tirx.if_then_else(trial * trial <= n(*i), trial, root(*i))
 
-    return te.compute(n.shape, element, f"root_{bit}")
+    return tvm_te.compute(n.shape, element, f"root_{bit}")
 
 
 def broadcast_index(index: tuple[Any, ...], shape: tuple[int, ...]) -> tuple[Any, ...]:

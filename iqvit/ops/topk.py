@@ -30,10 +30,8 @@ class TopK(Op):
         return order[..., : self.k].to(torch.int32)
 
     def lower(self, bb: Any, args: list[Any], types: list[IntType], out: IntType) -> Any:
-        from tvm import te as tvm_te
-        from tvm import tirx
-
         from iqvit.ops import te
+        from iqvit.ops.te import tirx, tvm_te
 
         size = types[0].shape[-1]
 
@@ -44,7 +42,9 @@ class TopK(Op):
                 # How many elements come before this one: its place in the order.
                 mine, other = te.i32(x(*i)), te.i32(x(*i[:-1], j))
                 earlier = tirx.any(other > mine, tirx.all(other == mine, te.i64(j) < te.i64(i[-1])))
-                return tvm_te.sum(tirx.Select(earlier, tirx.const(1, "int32"), tirx.const(0, "int32")), axis=j)
+                return tvm_te.sum(
+                    tirx.Select(earlier, tirx.const(1, "int32"), tirx.const(0, "int32")), axis=j
+                )
 
             place = tvm_te.compute(types[0].shape, before, "place")
             n = tvm_te.reduce_axis((0, size), "n")

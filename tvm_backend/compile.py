@@ -1,0 +1,69 @@
+"""From an IntGraph to an artifact folder."""
+
+import os
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from iqvit.cost import cost
+from iqvit.intgraph import IntGraph, Node, qparams_json
+from iqvit.tvm_backend.artifact import write_artifact
+from iqvit.tvm_backend.lower import lower_steps
+from iqvit.tvm_backend.pipeline import build
+from iqvit.tvm_backend.plan import Step, plain_nodes, plan
+from iqvit.tvm_backend.targets import HOST, Target, resolve
+
+Progress = Callable[[str], None]
+"""Called with the name of every stage when it begins."""
+
+
+def compile(
+    graph: IntGraph,
+    folder: str | os.PathLike[str],
+    target: Target | str = HOST,
+    progress: Progress | None = None,
+) -> Path:
+    """Compile `graph` for `target` and write the artifact folder; returns it.
+
+    `progress` is told "lower", "build" and "write". The folder holds `model.so` and
+    `manifest.json`; an artifact that was there is replaced. Raises `TargetError` for an unknown
+    target, `GraphError` if any float type is in the lowered program, `FileFormatError` where the
+    folder cannot be written or holds something else.
+    """
+    chosen = resolve(target) if isinstance(target, str) else target
+    tell = progress or (lambda _stage: None)
+    tell("lower")
+    steps = plan(graph, chosen)
+    module = lower_steps(graph, steps)
+    tell("build")
+    executable = build(module, chosen)
+    tell("write")
+    return write_artifact(folder, executable, manifest_of(graph, chosen, steps))
+
+
+def manifest_of(graph: IntGraph, target: Target, steps: list[Step]) -> dict[str, Any]:
+    """What the artifact's manifest says of the graph (see `artifact.REQUIRED`).
+
+    Beyond that, `macs` and `params` of one image, `kernels` (how many steps each kernel family
+    computes) and `plain_nodes` (those that no fast kernel computes).
+    """
+    count = cost(graph)
+    return {
+        "graph_hash": graph.hash,
+        "target": {"name": target.name, "features": list(target.features)},
+        "inputs": [_tensor(graph.input.name, graph.input)],
+        "outputs": [_tensor(name, graph[source]) for name, source in graph.outputs.items()],
+        "labels": list(graph.meta.get("labels") or []),
+        "preprocessing": dict(graph.meta.get("preprocessing") or {}),
+        "macs": count.macs,
+        "params": count.params,
+        "kernels": dict(sorted(Counter(step.kernel for step in steps).items())),
+        "plain_nodes": plain_nodes(steps),
+    }
+
+
+def _tensor(name: str, node: Node) -> dict[str, Any]:
+    """A tensor of the manifest; scale and zero point are null where the node has none."""
+    quantised = qparams_json(node.qparams) or {"scale": None, "zero_point": None, "axis": None}
+    return {"name": name, "dtype": node.type.dtype, "shape": list(node.type.shape), **quantised}

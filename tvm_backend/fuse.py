@@ -1,0 +1,73 @@
+"""Which nodes are computed by one kernel: groups of a node and those that only it feeds."""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from iqvit.intgraph import IntGraph, Node
+from iqvit.ops.add import Add
+from iqvit.ops.attention import Attention
+from iqvit.ops.constant import Constant
+from iqvit.ops.conv2d import Conv2d
+from iqvit.ops.input import Input
+from iqvit.ops.linear import Linear
+from iqvit.ops.multiply import Multiply
+from iqvit.ops.permute import Permute
+from iqvit.ops.rectified import Rectified
+from iqvit.ops.requantise import Requantise
+from iqvit.ops.reshape import Reshape
+
+# What may follow a kind of operator in its kernel, element by element or by address only.
+ELEMENTWISE = (Rectified, Multiply, Requantise, Add)
+MOVES = (Permute, Reshape)
+FOLLOWERS = {Linear: ELEMENTWISE, Attention: MOVES, Conv2d: MOVES}
+
+
+@dataclass(frozen=True)
+class Group:
+    """`head` and the nodes that follow it in one kernel; each alone reads the one before it."""
+
+    head: Node
+    followers: tuple[Node, ...] = ()
+
+    @property
+    def nodes(self) -> tuple[Node, ...]:
+        """All nodes, in order."""
+        return (self.head, *self.followers)
+
+    @property
+    def last(self) -> Node:
+        """The node whose value the kernel stores."""
+        return self.nodes[-1]
+
+    def parts(self) -> Iterator["Group"]:
+        """Every node as a group of its own."""
+        return (Group(node) for node in self.nodes)
+
+
+def groups(graph: IntGraph) -> list[Group]:
+    """Every computed node in exactly one group, in an order in which the groups can run."""
+    uses = Counter(name for node in graph for name in node.inputs)
+    uses.update(graph.outputs.values())
+    readers = {name: node for node in graph for name in node.inputs if uses[name] == 1}
+    taken: set[str] = set()
+    found: list[Group] = []
+    for node in graph:
+        if isinstance(node.op, (Constant, Input)) or node.name in taken:
+            continue
+        group = Group(node, tuple(_followers(node, readers, graph)))
+        taken.update(member.name for member in group.nodes)
+        found.append(group)
+    # A follower may read values that are computed after the head.
+    place = {node.name: i for i, node in enumerate(graph)}
+    return sorted(found, key=lambda group: place[group.last.name])
+
+
+def _followers(head: Node, readers: dict[str, Node], graph: IntGraph) -> Iterator[Node]:
+    allowed = FOLLOWERS.get(type(head.op), ())
+    node = head
+    while node.name in readers and isinstance(readers[node.name].op, allowed):
+        node = readers[node.name]
+        if node.type.size != head.type.size:
+            return
+        yield node

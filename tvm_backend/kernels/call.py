@@ -1,0 +1,36 @@
+"""What a fast kernel is to the lowering: a function to be called, and with what."""
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+
+import numpy as np
+from tvm.tirx import PrimFunc
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """One call of a generated TIR function.
+
+    `operands` are names of the graph's values, constant arrays or results of other calls. Equal
+    `key`s stand for equal functions; `make(name)` generates one.
+    """
+
+    kernel: str
+    """The family, for reports and as the stem of the function's name."""
+    key: Hashable
+    make: Callable[[str], PrimFunc]
+    operands: "tuple[str | np.ndarray | Call, ...]"
+    shape: tuple[int, ...]
+    dtype: str
+    macs: int = 0
+    reads: frozenset[str] = field(init=False)
+    """The graph's values that this call and those before it read."""
+
+    def __post_init__(self) -> None:
+        reads: set[str] = set()
+        for operand in self.operands:
+            if isinstance(operand, str):
+                reads.add(operand)
+            elif isinstance(operand, Call):
+                reads.update(operand.reads)
+        object.__setattr__(self, "reads", frozenset(reads))

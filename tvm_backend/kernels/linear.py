@@ -1,0 +1,77 @@
+"""`linear` on the int8 GEMM, with what follows it fused into its epilogue."""
+
+import math
+
+import numpy as np
+
+from iqvit.intgraph import IntGraph, Node
+from iqvit.inttype import IntType
+from iqvit.ops.linear import Linear
+from iqvit.tvm_backend.fuse import Group
+from iqvit.tvm_backend.kernels.call import Call
+from iqvit.tvm_backend.kernels.gemm import Gemm, gemm_kernel
+from iqvit.tvm_backend.kernels.isa import Isa
+from iqvit.tvm_backend.kernels.packing import pack_weights
+from iqvit.tvm_backend.kernels.portable import portable_gemm_kernel
+from iqvit.tvm_backend.kernels.requant import Requant
+
+
+def requant_of(op: Linear) -> Requant:
+    """The requantisation of a product."""
+    return Requant(op.shift, op.zero_point, op.dtype, op.lo, op.hi)
+
+
+def constants_of(graph: IntGraph, node: Node) -> list[np.ndarray]:
+    """Weight, bias and multiplier of a product."""
+    values = [graph[name].type.value for name in node.inputs[1:]]
+    return [np.asarray(value) for value in values]
+
+
+def gemm_of(op: Linear, x: IntType, weight: np.ndarray, out: IntType) -> Gemm:
+    """The GEMM of a `linear` node."""
+    n, k = weight.shape
+    return Gemm(
+        math.prod(x.shape[:-1]), n, k, x.dtype, requant_of(op), out.dtype, x.shape, out.shape
+    )
+
+
+def linear(graph: IntGraph, group: Group, isa: Isa) -> Call | None:
+    """The call for a `linear` and its followers; None where this kernel does not fit."""
+    node = group.head
+    op = node.op
+    if not isinstance(op, Linear) or op.shift < 1 or group.followers:
+        return None
+    x = graph[node.inputs[0]].type
+    weight, bias, mult = constants_of(graph, node)
+    gemm = gemm_of(op, x, weight, group.last.type)
+    packed = pack_weights(
+        weight, bias, mult, signed=x.dtype == "int8", dtype=gemm.value_dtype, isa=isa
+    )
+    if packed.mult is None:
+        return None
+    return Call(
+        "gemm",
+        gemm,
+        lambda name: gemm_kernel(gemm, isa, name),
+        (node.inputs[0], packed.weight, packed.bias, packed.mult),
+        group.last.type.shape,
+        gemm.out_dtype,
+    )
+
+
+def portable_linear(graph: IntGraph, group: Group) -> Call | None:
+    """The call for a `linear` alone in plain loops; None where it has followers."""
+    node = group.head
+    op = node.op
+    if not isinstance(op, Linear) or op.shift < 1 or group.followers:
+        return None
+    weight, bias, mult = constants_of(graph, node)
+    gemm = gemm_of(op, graph[node.inputs[0]].type, weight, node.type)
+    return Call(
+        "gemm",
+        gemm,
+        lambda name: portable_gemm_kernel(gemm, name),
+        (node.inputs[0], weight, bias, mult),
+        node.type.shape,
+        gemm.out_dtype,
+    )

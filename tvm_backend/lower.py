@@ -1,0 +1,93 @@
+"""From an IntGraph to a TVM Relax module of finished TIR functions."""
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import tvm
+from tvm import relax
+
+from iqvit.intgraph import IntGraph
+from iqvit.ops.reshape import Reshape
+from iqvit.tvm_backend.kernels.call import Call
+from iqvit.tvm_backend.plan import Step, plan
+from iqvit.tvm_backend.targets import HOST, Target, resolve
+
+
+def lower(graph: IntGraph, target: Target | str = HOST) -> tvm.IRModule:
+    """The Relax module of `graph`: `main(image uint8 [1, C, H, W])` and the TIR functions it calls.
+
+    `main` returns a tuple of the outputs in the order of `graph.outputs`; constants are in it,
+    weights packed for the target's instruction set. On a target with one, nodes are computed by
+    fast kernels where there are some (`plan.plan` says which); all others, and `portable`, use the
+    operators' own lowerings. Raises `TargetError` for an unknown target.
+    """
+    chosen = resolve(target) if isinstance(target, str) else target
+    return lower_steps(graph, plan(graph, chosen))
+
+
+def lower_steps(graph: IntGraph, steps: list[Step]) -> tvm.IRModule:
+    """`lower` for steps already planned."""
+    builder = relax.BlockBuilder()
+    image = graph.input
+    x = relax.Var("image", relax.TensorType(image.type.shape, image.type.dtype))
+    lowering = _Lowering(graph, builder, {image.name: x}, {})
+    with builder.function("main", [x]):
+        with builder.dataflow():
+            for step in steps:
+                lowering.emit(step)
+            values = [lowering.value(name) for name in graph.outputs.values()]
+            results = builder.emit_output(relax.Tuple(values))
+        builder.emit_func_output(results)
+    return builder.get()
+
+
+@dataclass(frozen=True)
+class _Lowering:
+    graph: IntGraph
+    builder: relax.BlockBuilder
+    values: dict[str, Any]
+    """Relax expressions of the graph's values by node name."""
+    functions: dict[Hashable, Any]
+    """The functions made so far by (kernel, key)."""
+
+    def value(self, name: str) -> Any:
+        """The Relax expression of a node's value; constants are made when first read."""
+        if name not in self.values:
+            constant = self.graph[name].type.value
+            self.values[name] = relax.const(np.asarray(constant))
+        return self.values[name]
+
+    def emit(self, step: Step) -> None:
+        """Compute the value of the step's last node."""
+        node = step.group.last
+        if step.call is not None:
+            result = self.call(step.call)
+        elif isinstance(node.op, Reshape):
+            result = relax.op.reshape(self.value(node.inputs[0]), node.type.shape)
+        else:
+            args = [self.value(name) for name in node.inputs]
+            result = node.op.lower(self.builder, args, self.graph.types_of(node), node.type)
+        self.values[node.name] = self.builder.emit(result, name_hint=node.name)
+
+    def call(self, call: Call) -> Any:
+        """The expression of a kernel call, after the calls whose results it reads."""
+        args = [self._operand(operand) for operand in call.operands]
+        out = relax.TensorType(call.shape, call.dtype)
+        return relax.call_tir(self._function(call), args, out)
+
+    def _operand(self, operand: str | np.ndarray | Call) -> Any:
+        if isinstance(operand, str):
+            return self.value(operand)
+        if isinstance(operand, Call):
+            return self.builder.emit(self.call(operand))
+        return relax.const(operand)
+
+    def _function(self, call: Call) -> Any:
+        key = (call.kernel, call.key)
+        if key not in self.functions:
+            count = sum(kernel == call.kernel for kernel, _ in self.functions)
+            name = f"{call.kernel}_{count}"
+            self.functions[key] = self.builder.add_func(call.make(name), name)
+        return self.functions[key]

@@ -1,0 +1,88 @@
+"""Which kernel computes what: the fast kernels' offers for a graph, and the nodes left over."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from iqvit.intgraph import IntGraph
+from iqvit.ops.base import Op
+from iqvit.ops.linear import Linear
+from iqvit.ops.reshape import Reshape
+from iqvit.tvm_backend.fuse import Group, groups
+from iqvit.tvm_backend.kernels.call import Call
+from iqvit.tvm_backend.kernels.isa import Isa
+from iqvit.tvm_backend.kernels.linear import linear, portable_linear
+from iqvit.tvm_backend.targets import Target
+
+FAST: dict[type[Op], Callable[[IntGraph, Group, Isa], Call | None]] = {
+    Linear: linear,
+}
+"""Fast kernels by the operator that heads a group; each may decline, by None."""
+
+PLAIN = "plain"
+ALIAS = "alias"
+
+
+@dataclass(frozen=True)
+class Step:
+    """A group and the kernel call that computes it; without one, the operator's plain lowering."""
+
+    group: Group
+    call: Call | None
+
+    @property
+    def kernel(self) -> str:
+        """The kernel's family, `alias` for a reshape, `plain` for a plain lowering."""
+        if self.call is not None:
+            return self.call.kernel
+        return ALIAS if isinstance(self.group.head.op, Reshape) else PLAIN
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """The graph's values that are read."""
+        if self.call is not None:
+            return self.call.reads
+        return frozenset(self.group.head.inputs)
+
+
+def plan(graph: IntGraph, target: Target) -> list[Step]:
+    """The steps that compute the graph's outputs on `target`, in order."""
+    steps: list[Step] = []
+    for group in groups(graph):
+        steps.extend(_steps(graph, group, target.isa))
+    return _needed(graph, steps)
+
+
+def plain_nodes(steps: list[Step]) -> list[str]:
+    """Names of the nodes that no fast kernel computes."""
+    return [step.group.last.name for step in steps if step.kernel == PLAIN]
+
+
+def _steps(graph: IntGraph, group: Group, isa: Isa | None) -> list[Step]:
+    """One step for as many leading nodes as a kernel takes, then steps for the others."""
+    for count in range(len(group.followers), -1, -1):
+        leading = Group(group.head, group.followers[:count])
+        call = _offer(graph, leading, isa)
+        if call is None and count > 0:
+            continue
+        rest = group.followers[count:]
+        after = _steps(graph, Group(rest[0], rest[1:]), isa) if rest else []
+        return [Step(leading, call), *after]
+    raise AssertionError  # pragma: no cover
+
+
+def _offer(graph: IntGraph, group: Group, isa: Isa | None) -> Call | None:
+    if isa is None:
+        return portable_linear(graph, group)
+    fast = FAST.get(type(group.head.op))
+    return None if fast is None else fast(graph, group, isa)
+
+
+def _needed(graph: IntGraph, steps: list[Step]) -> list[Step]:
+    """The steps without those whose values nobody reads any more."""
+    needed = set(graph.outputs.values())
+    kept: list[Step] = []
+    for step in reversed(steps):
+        if step.group.last.name in needed:
+            kept.append(step)
+            needed.update(step.reads)
+    return kept[::-1]
