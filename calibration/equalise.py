@@ -6,6 +6,8 @@ that of the weights is SmoothQuant's (Xiao et al., arXiv 2211.10438, equation 4)
 channel are RepQ-ViT's (Li et al., arXiv 2212.08254, section 3.3).
 """
 
+from collections.abc import Callable
+
 import torch
 
 from iqvit.calibration.weights import round_nearest, weight_scale
@@ -43,12 +45,34 @@ def snap(x: torch.Tensor, qparams: QParams, lo: int, hi: int) -> torch.Tensor:
     return (torch.floor(x / scale + zero + 0.5).clamp(lo, hi) - zero) * scale
 
 
+def row_snap(x: torch.Tensor, offset: torch.Tensor | float, one_sided: bool) -> torch.Tensor:
+    """x rounded as `row_quantise` does: every row of the last axis by its own peak, and back."""
+    levels = 255 if one_sided else 127
+    shifted = x - offset if one_sided else x
+    step = shifted.abs().amax(-1, keepdim=True).clamp(min=1e-12) / levels
+    rounded = torch.floor(shifted / step + 0.5) * step
+    return rounded + offset if one_sided else rounded
+
+
+def row_qparams(
+    least: torch.Tensor, most: torch.Tensor, weight: torch.Tensor, alpha: float, headroom: float
+) -> QParams:
+    """16-bit scales per channel whose ratio to each other is that of `channel_qparams`."""
+    largest = torch.maximum(-least, most)
+    shape = torch.from_numpy(channel_qparams(least, most, weight, alpha, 1.0).scale.copy())
+    scale = shape * (largest / shape).max() * headroom / 32767
+    return QParams.of(scale.numpy(), 0.0, axis=-1)
+
+
 def output_error(
-    rows: torch.Tensor, weights: list[torch.Tensor], bits: list[int], qparams: QParams
+    rows: torch.Tensor, weights: list[torch.Tensor], bits: list[int], qparams: QParams, by_row: bool
 ) -> float:
     """Squared error of the readers' outputs for sampled `rows` `[R, C]`, relative to each's power."""
     scale = torch.from_numpy(qparams.scale.copy()).to(rows.dtype)
-    snapped = snap(rows, qparams, 0, 255)
+    if by_row:
+        snapped = row_snap(rows / scale, 0.0, False) * scale
+    else:
+        snapped = snap(rows, qparams, 0, 255)
     total = 0.0
     for weight, width in zip(weights, bits, strict=True):
         scaled = weight * scale
@@ -64,21 +88,15 @@ def output_error(
 
 def search(
     rows: torch.Tensor,
-    least: torch.Tensor,
-    most: torch.Tensor,
     weights: list[torch.Tensor],
     bits: list[int],
     alpha: float,
-    margin: float,
+    candidate: Callable[[float], QParams],
+    by_row: bool,
 ) -> tuple[QParams, float]:
     """The per-channel form of an activation and its alpha: the given one, or (-1) the best."""
-    stacked = torch.cat(weights)
     if alpha >= 0:
-        return channel_qparams(least, most, stacked, alpha, margin), alpha
-    found = [
-        (output_error(rows, weights, bits, candidate), a, candidate)
-        for a in ALPHAS
-        for candidate in [channel_qparams(least, most, stacked, a, margin)]
-    ]
-    _, best, qparams = min(found, key=lambda item: item[0])
-    return qparams, best
+        return candidate(alpha), alpha
+    found = [(output_error(rows, weights, bits, candidate(a), by_row), a) for a in ALPHAS]
+    _, best = min(found)
+    return candidate(best), best

@@ -1,12 +1,13 @@
 """Which integers every value gets: who reads it, how wide it must be, which nodes share one form."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import fx
 
 from iqvit.calibration.recipe import APPROXIMATIONS, Recipe, Settings
-from iqvit.canonical import CanonicalModel, arguments, is_constant, op_of
+from iqvit.canonical import CanonicalModel, arguments, is_constant, op_of, shape
 from iqvit.errors import RecipeError
 
 # Operators that only move values: their output has the integers of their input.
@@ -14,6 +15,10 @@ LAYOUT = frozenset({"reshape", "permute", "slice", "select", "cat"})
 # Operators that keep the scale of their input but change values.
 KEEPS_SCALE = frozenset({"relu", "amax", "max_pool2d"})
 PRODUCTS = frozenset({"linear", "conv2d", "matmul", "attention"})
+# What the residual stream is made by and read by.
+RESIDUAL_MAKERS = frozenset({"linear", "conv2d", "add"}) | LAYOUT
+RESIDUAL_READERS = frozenset({"add", "layer_norm"}) | LAYOUT
+RESIDUAL_BITS = 20
 READS_8 = frozenset({"sigmoid", "tanh"})
 DEFAULT_APPROXIMATION = {
     "gelu": "lut",
@@ -29,12 +34,14 @@ DEFAULT_APPROXIMATION = {
 @dataclass(frozen=True)
 class Plan:
     """`settings` of every call node, the `group` that shares one integer form with it (the name of
-    its first member), and by group whether somebody reads 16 bits and whether a product reads it."""
+    its first member), and by group whether somebody reads 16 bits, whether a product reads it, and for the residual
+    stream its bits (0 elsewhere)."""
 
     settings: dict[str, Settings]
     group: dict[str, str]
     wide: dict[str, bool]
     product: dict[str, bool]
+    residual: dict[str, int]
 
     def approximation(self, node: fx.Node) -> str:
         """The approximation of a non-linear node, "" for others."""
@@ -73,13 +80,39 @@ def make_plan(model: CanonicalModel, recipe: Recipe) -> Plan:
         read_by_output = any(user.op == "output" for user in node.users)
         wide[key] = wide.get(key, False) or any(reads) or read_by_output
         product[key] = product.get(key, False) or any(
-            op_of(user).name in PRODUCTS for user in readers
+            op_of(user).name in PRODUCTS and not _by_row(user, settings) for user in readers
         )
     for node in calls:
         forced = settings[node.name].bits
         if forced and node.name in group and op_of(node).name not in LAYOUT:
             wide[group[node.name]] = forced == 16
-    return Plan(settings, group, wide, product)
+    return Plan(settings, group, wide, product, _residual_bits(model, group, settings))
+
+
+def _residual_bits(
+    model: CanonicalModel, group: dict[str, str], settings: dict[str, Settings]
+) -> dict[str, int]:
+    """Bits of the groups that form the residual stream: made by sums and products, read by sums and
+    LayerNorms only.
+
+    A few channels of a ViT's residual stream are a hundred times larger than the rest, so 16 bits
+    for all leave too few for the others. 20 bits cost nothing in int32 registers, and a LayerNorm
+    over up to 1024 channels still sums them in int32.
+    """
+    bits: dict[str, int] = {}
+    refused: set[str] = set()
+    for node in values(model):
+        key = group[node.name]
+        made = op_of(node).name if node.op == "call_function" else "image"
+        readers = {"output" if u.op == "output" else op_of(u).name for u in node.users}
+        forced = made in ("linear", "conv2d", "add") and settings[node.name].bits
+        if made not in RESIDUAL_MAKERS or not readers <= RESIDUAL_READERS or forced:
+            refused.add(key)
+        norms = [u for u in node.users if u.op != "output" and op_of(u).name == "layer_norm"]
+        channels = [shape(norm)[-1] for norm in norms]
+        most = [30 - math.ceil(math.log2(count)) for count in channels]
+        bits[key] = min(bits.get(key, RESIDUAL_BITS), *most, RESIDUAL_BITS)
+    return {key: 0 if key in refused or value <= 16 else value for key, value in bits.items()}
 
 
 def _check(node: fx.Node, settings: Settings) -> None:
@@ -100,11 +133,17 @@ def _check(node: fx.Node, settings: Settings) -> None:
 def _reads_wide(user: fx.Node, settings: Settings) -> bool:
     """Whether a reader wants 16 bits of its own accord (layout operators ask for their readers)."""
     operator = op_of(user).name
+    if operator == "linear":
+        return settings.granularity == "row"
     if operator in PRODUCTS or operator in LAYOUT or operator in KEEPS_SCALE:
         return False
     if settings.input_bits:
         return settings.input_bits == 16
     return operator not in READS_8 and settings.approximation != "shiftgelu"
+
+
+def _by_row(user: fx.Node, settings: dict[str, Settings]) -> bool:
+    return op_of(user).name == "linear" and settings[user.name].granularity == "row"
 
 
 def _groups(model: CanonicalModel) -> dict[str, str]:
@@ -124,6 +163,22 @@ def _groups(model: CanonicalModel) -> dict[str, str]:
             if not is_constant(source):
                 parent[find(node.name)] = find(source.name)
     return {name: find(name) for name in parent}
+
+
+def producer(node: fx.Node) -> fx.Node:
+    """The node that computed a value, behind the layout operators."""
+    while node.op == "call_function" and op_of(node).name in LAYOUT - {"cat"}:
+        node = node.all_input_nodes[0]
+    return node
+
+
+def one_sided(node: fx.Node, plan: Plan) -> bool:
+    """Whether a value has a lower bound near 0: all levels then go to the other side."""
+    made = producer(node)
+    if made.op != "call_function":
+        return False
+    operator = op_of(made).name
+    return operator == "relu" or (operator in ("gelu", "silu") and plan.approximation(made) == "lut")
 
 
 def equalisable(model: CanonicalModel, plan: Plan, node: fx.Node) -> list[fx.Node]:

@@ -28,15 +28,18 @@ class Settings:
     weight_bits         2..8, width of the weights (stored as int8), symmetric
     weight_granularity  "channel" (a scale per output channel) or "tensor"
     weight_rounding     "nearest", or "gptq": errors move to weights not yet rounded
-    bits                0 (8 for what matrix products read, 16 for the rest), 8 or 16: the output
+    bits                0 (8 for what matrix products read, 20 for the residual stream, 16 for the
+                        rest), 8 or 16: the output
     input_bits          0 (the operator's usual one), 8 or 16: what a non-linear operator reads
-    granularity         "channel": a LayerNorm or GELU that only linears read gets a scale per
-                        channel, which folds into those linears (equalisation); or "tensor"
-    alpha               0..1, how much of the spread of the channels moves into the weights; -1
-                        searches it per node for the smallest error of the linears' outputs
+    granularity         how a linear scales its 8-bit input. "row": every token by its own largest
+                        value, at run time, in integers; "channel": a fixed scale per channel where
+                        a LayerNorm or GELU that only linears read makes it; "tensor": one scale
+    alpha               0..1, how much of the spread of a LayerNorm's or GELU's channels moves into
+                        the weights that read it (equalisation); -1 searches it per node for the
+                        smallest error of the linears' outputs
     observer            "minmax", "percentile", "mse" or "entropy": the range of 8-bit values
     percentile          percent of the values that the percentile observer keeps
-    headroom            16-bit ranges are this many times the largest value seen
+    headroom            16- and 20-bit ranges are this many times the largest value seen
     margin              8-bit min-max ranges are this many times the range seen
     approximation       "" (the best measured), or a name of APPROXIMATIONS
     probability_bits    8 or 16, attention's unnormalised probabilities
@@ -48,11 +51,11 @@ class Settings:
     weight_rounding: str = "gptq"
     bits: int = 0
     input_bits: int = 0
-    granularity: str = "channel"
+    granularity: str = "row"
     alpha: float = -1.0
     observer: str = "minmax"
     percentile: float = 99.99
-    headroom: float = 2.0
+    headroom: float = 1.5
     margin: float = 1.0
     approximation: str = ""
     probability_bits: int = 8
@@ -64,7 +67,7 @@ class Settings:
         _one_of("weight_rounding", self.weight_rounding, ("nearest", "gptq"))
         _one_of("bits", self.bits, (0, 8, 16))
         _one_of("input_bits", self.input_bits, (0, 8, 16))
-        _one_of("granularity", self.granularity, ("channel", "tensor"))
+        _one_of("granularity", self.granularity, ("row", "channel", "tensor"))
         _one_of("observer", self.observer, OBSERVERS)
         _one_of("probability_bits", self.probability_bits, (8, 16))
         _within("alpha", self.alpha, -1.0, 1.0)

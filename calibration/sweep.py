@@ -10,13 +10,13 @@ import torch
 from torch import fx
 
 from iqvit.calibrated import Calibrated, Point, Weight
-from iqvit.calibration.equalise import search, snap
+from iqvit.calibration.equalise import channel_qparams, row_qparams, row_snap, search, snap
 from iqvit.calibration.observers import Observer, span
-from iqvit.calibration.plan import LAYOUT, Plan, equalisable, values
+from iqvit.calibration.plan import LAYOUT, Plan, equalisable, one_sided, values
 from iqvit.calibration.recipe import Recipe, Settings
 from iqvit.calibration.weights import round_gptq, round_nearest, weight_scale
 from iqvit.canonical import CanonicalModel, constant, op_of
-from iqvit.inttype import LIMITS, QParams
+from iqvit.inttype import QParams
 
 SAMPLED_ROWS = 4096  # rows of activations on which equalisation compares its candidates
 Values = dict[fx.Node, list[torch.Tensor]]
@@ -67,8 +67,10 @@ class Sweep:
         else:
             outputs = _evaluate(node, rounded, self._operands(node))
         linears = equalisable(self.model, self.plan, node)
-        if linears and self._settings(node).granularity == "channel":
-            self._equalise(node, linears, exact[node])
+        by_row = {self.by_row(linear) for linear in linears}
+        static = all(self._settings(linear).granularity == "channel" for linear in linears)
+        if len(by_row) == 1 and (static or (True in by_row and operator == "layer_norm")):
+            self._equalise(node, linears, exact[node], True in by_row)
         point = self.points.get(node.name)
         rounded[node] = outputs if point is None else [_snap(x, point) for x in outputs]
 
@@ -110,38 +112,48 @@ class Sweep:
         if not self.plan.wide[key]:
             return narrow, None
         largest = max(max(-o.least, o.most) for o in seen)
-        scale = max(largest, 1e-9) * settings.headroom / 32767
-        return Point("int16", QParams.of(scale)), narrow if self.plan.product[key] else None
+        bits = self.plan.residual[key]
+        scale = max(largest, 1e-9) * settings.headroom / (2 ** (max(bits, 16) - 1) - 1)
+        primary = Point("int32" if bits else "int16", QParams.of(scale), bits)
+        return primary, narrow if self.plan.product[key] else None
 
-    def _equalise(self, node: fx.Node, linears: list[fx.Node], outputs: list[torch.Tensor]) -> None:
+    def by_row(self, linear: fx.Node) -> bool:
+        """Whether a linear reads 16-bit values and scales every row of them itself."""
+        if op_of(linear).name != "linear" or self._settings(linear).granularity != "row":
+            return False
+        return self.points[linear.args[0].name].dtype == "int16"  # type: ignore[union-attr]
+
+    def _equalise(
+        self, node: fx.Node, linears: list[fx.Node], outputs: list[torch.Tensor], by_row: bool
+    ) -> None:
         settings = self._settings(node)
         observer = self.observers[node.name]
         if observer.channel_least is None or observer.channel_most is None:
             return
         rows = torch.cat([x.reshape(-1, x.shape[-1]) for x in outputs])
         picked = torch.randperm(len(rows), generator=self.generator)[:SAMPLED_ROWS]
-        qparams, alpha = search(
-            rows[picked],
-            observer.channel_least,
-            observer.channel_most,
-            [constant(linear.args[1]) for linear in linears],  # type: ignore[arg-type]
-            [self._settings(linear).weight_bits for linear in linears],
-            settings.alpha,
-            settings.margin,
-        )
+        weights = [constant(linear.args[1]) for linear in linears]  # type: ignore[arg-type]
+        bits = [self._settings(linear).weight_bits for linear in linears]
+        span_, stacked = (observer.channel_least, observer.channel_most), torch.cat(weights)
+
+        def candidate(alpha: float) -> QParams:
+            if by_row:
+                return row_qparams(*span_, stacked, alpha, settings.headroom)
+            return channel_qparams(*span_, stacked, alpha, settings.margin)
+
+        qparams, alpha = search(rows[picked], weights, bits, settings.alpha, candidate, by_row)
         self.notes[node.name] = f"alpha {alpha:g}"
         key = self.plan.group[node.name]
         for member in values(self.model):
             if self.plan.group[member.name] == key:
-                self.points[member.name] = Point("uint8", qparams)
+                self.points[member.name] = Point("int16" if by_row else "uint8", qparams)
 
     # Products
 
     def _product(self, node: fx.Node, exact: Values, rounded: Values) -> list[torch.Tensor]:
         settings = self._settings(node)
         source, weight = node.args[0], constant(node.args[1])  # type: ignore[arg-type]
-        point = self.operand_point(source)  # type: ignore[arg-type]
-        inputs = [_snap(x, point) for x in rounded[source]]  # type: ignore[index]
+        point, inputs = self._operand(node, source, rounded)  # type: ignore[arg-type]
         columns = _column_scales(weight, point.qparams)
         flat = (weight * columns).reshape(weight.shape[0], -1)
         scale = weight_scale(flat, settings.weight_bits, settings.weight_granularity)
@@ -168,9 +180,18 @@ class Sweep:
         )
         return outputs
 
-    def operand_point(self, source: fx.Node) -> Point:
-        """The 8-bit form in which a product reads a value."""
-        return self.narrow.get(self.plan.group[source.name], self.points[source.name])
+    def _operand(
+        self, node: fx.Node, source: fx.Node, rounded: Values
+    ) -> tuple[Point, list[torch.Tensor]]:
+        """What a product reads: the form that its weights see, and its rounded values."""
+        primary = self.points[source.name]
+        if not self.by_row(node):
+            point = self.narrow.get(self.plan.group[source.name], primary)
+            return point, [_snap(x, point) for x in rounded[source]]
+        scale = torch.from_numpy(primary.qparams.scale.copy()).float()
+        sided = one_sided(source, self.plan)
+        least = self.observers[source.name].least
+        return primary, [row_snap(x / scale, least / scale, sided) * scale for x in rounded[source]]
 
     def _result(self, images: int) -> Calibrated:
         calls = [n for n in self.model.module.graph.nodes if n.op == "call_function"]
@@ -191,6 +212,7 @@ class Sweep:
             self.weights,
             {n.name: self.plan.approximation(n) for n in calls},
             {n.name: self._settings(n).probability_bits for n in calls},
+            frozenset(n.name for n in calls if self.by_row(n)),
             self.recipe.to_toml(),
             images,
             self.notes,
@@ -216,7 +238,7 @@ def _evaluate(
 def _snap(x: torch.Tensor, point: Point) -> torch.Tensor:
     if not x.is_floating_point():
         return x
-    return snap(x, point.qparams, *LIMITS[point.dtype])
+    return snap(x, point.qparams, *point.limits)
 
 
 def _image_point(model: CanonicalModel) -> Point:

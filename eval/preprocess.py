@@ -81,7 +81,7 @@ class Preprocess:
             if scaled[0] * scaled[1] > MOST_PIXELS:
                 raise DataError(f"{path}: an image of {image.width}x{image.height} is too narrow")
             resampling = Image.Resampling[self.interpolation.upper()]
-            image = image.resize(scaled[::-1], resampling)
+            image = image.resize((scaled[1], scaled[0]), resampling)
             # Rounded as torchvision's center_crop does: halves to the even row.
             top, left = round((scaled[0] - height) / 2), round((scaled[1] - width) / 2)
             image = image.crop((left, top, left + width, top + height))

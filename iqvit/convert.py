@@ -43,6 +43,11 @@ class Conversion:
             source=str(node.meta["source"]),
         )
 
+    def shared(self, node: fx.Node, op: Op, inputs: list[Node], suffix: str) -> Node:
+        """A helper of a float node that all its readers share; it has no scale of its own."""
+        existing = self.builder.nodes.get(f"{node.name}{suffix}")
+        return existing if existing is not None else self.emit(node, op, inputs, None, suffix)
+
     def constant(
         self, node: fx.Node, what: str, value: np.ndarray, qparams: QParams | None = None
     ) -> Node:
@@ -73,7 +78,7 @@ class Conversion:
         existing = self.builder.nodes.get(name)
         if existing is not None:
             return existing
-        op = Requantise.between(qin, point.qparams, point.dtype)
+        op = Requantise.between(qin, point.qparams, point.dtype, point.limits)
         return self.builder.add(
             name, op, [node], qparams=point.qparams, origin="", source=node.source
         )
@@ -88,7 +93,7 @@ class Conversion:
 
     def quantised(self, owner: fx.Node, what: str, source: fx.Node, point: Point) -> Node:
         """A float constant in a given form."""
-        q = point.qparams.quantize(constant(source), *LIMITS[point.dtype]).numpy()
+        q = point.qparams.quantize(constant(source), *point.limits).numpy()
         return self.constant(owner, what, q.astype(point.dtype), point.qparams)
 
     def qparams(self, node: Node) -> QParams:

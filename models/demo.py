@@ -49,7 +49,7 @@ def float_model(network: ViT, weights: str = "trained by the demo") -> FloatMode
 def train(
     *,
     images: int = 2048,
-    epochs: int = 12,
+    epochs: int = 9,
     batch: int = 64,
     rate: float = 3e-3,
     seed: int = 0,

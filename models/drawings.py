@@ -19,7 +19,7 @@ SPLITS = ("train", "calib", "test")
 SIZE = 64
 """Pixels of a side."""
 OVERSAMPLING = 2
-HUE_SPREAD = 0.04
+HUE_SPREAD = 0.036
 """Standard deviation of a figure's hue around that of its class (1/8 apart): a hint, no answer."""
 THIRD = 0.33
 POLYGONS = {

@@ -10,7 +10,7 @@ from tvm import relax
 
 from iqvit.intgraph import IntGraph
 from iqvit.ops.reshape import Reshape
-from iqvit.tvm_backend.kernels.call import Call
+from iqvit.tvm_backend.kernels.call import As, Call
 from iqvit.tvm_backend.plan import Step, plan
 from iqvit.tvm_backend.targets import HOST, Target, resolve
 
@@ -64,6 +64,8 @@ class _Lowering:
         node = step.group.last
         if step.call is not None:
             result = self.call(step.call)
+            if step.call.shape != node.type.shape:
+                result = relax.op.reshape(self.builder.emit(result), node.type.shape)
         elif isinstance(node.op, Reshape):
             result = relax.op.reshape(self.value(node.inputs[0]), node.type.shape)
         else:
@@ -77,12 +79,22 @@ class _Lowering:
         out = relax.TensorType(call.shape, call.dtype)
         return relax.call_tir(self._function(call), args, out)
 
-    def _operand(self, operand: str | np.ndarray | Call) -> Any:
+    def _operand(self, operand: str | As | np.ndarray | Call) -> Any:
         if isinstance(operand, str):
             return self.value(operand)
+        if isinstance(operand, As):
+            return self._reshaped(operand)
         if isinstance(operand, Call):
             return self.builder.emit(self.call(operand))
         return relax.const(operand)
+
+    def _reshaped(self, operand: As) -> Any:
+        kind = self.graph[operand.name].type
+        if kind.shape == operand.shape:
+            return self.value(operand.name)
+        if kind.value is not None:
+            return relax.const(np.asarray(kind.value).reshape(operand.shape))
+        return self.builder.emit(relax.op.reshape(self.value(operand.name), operand.shape))
 
     def _function(self, call: Call) -> Any:
         key = (call.kernel, call.key)

@@ -4,17 +4,44 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from iqvit.intgraph import IntGraph
+from iqvit.ops.add import Add
+from iqvit.ops.attention import Attention
 from iqvit.ops.base import Op
+from iqvit.ops.concat import Concat
+from iqvit.ops.conv2d import Conv2d
+from iqvit.ops.layernorm import LayerNorm
 from iqvit.ops.linear import Linear
+from iqvit.ops.lookup import Lookup
+from iqvit.ops.multiply import Multiply
+from iqvit.ops.permute import Permute
+from iqvit.ops.rectified import Rectified
+from iqvit.ops.requantise import Requantise
 from iqvit.ops.reshape import Reshape
+from iqvit.ops.slice import Slice
 from iqvit.tvm_backend.fuse import Group, groups
+from iqvit.tvm_backend.kernels.attention import attention
 from iqvit.tvm_backend.kernels.call import Call
+from iqvit.tvm_backend.kernels.copies import concat, strided_copy
+from iqvit.tvm_backend.kernels.elementwise import elementwise
 from iqvit.tvm_backend.kernels.isa import Isa
+from iqvit.tvm_backend.kernels.layernorm import layernorm
 from iqvit.tvm_backend.kernels.linear import linear, portable_linear
+from iqvit.tvm_backend.kernels.patches import patch_embedding
 from iqvit.tvm_backend.targets import Target
 
 FAST: dict[type[Op], Callable[[IntGraph, Group, Isa], Call | None]] = {
     Linear: linear,
+    Add: elementwise,
+    Lookup: elementwise,
+    Multiply: elementwise,
+    Rectified: elementwise,
+    Requantise: elementwise,
+    Attention: attention,
+    LayerNorm: layernorm,
+    Conv2d: patch_embedding,
+    Permute: strided_copy,
+    Slice: strided_copy,
+    Concat: concat,
 }
 """Fast kernels by the operator that heads a group; each may decline, by None."""
 

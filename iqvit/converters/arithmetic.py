@@ -13,7 +13,7 @@ def add(c: Any, node: fx.Node) -> Node:
     """A sum at the output's scale with one rounding."""
     a, b = (c.operand(source, node, name) for source, name in zip(node.args, "ab", strict=True))
     point = c.point(node)
-    op = Add.of(c.qparams(a), c.qparams(b), point.qparams, point.dtype)
+    op = Add.of(c.qparams(a), c.qparams(b), point.qparams, point.dtype, point.limits)
     return c.emit(node, op, [a, b], point.qparams)
 
 

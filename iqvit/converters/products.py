@@ -13,18 +13,47 @@ from iqvit.inttype import LIMITS, QParams
 from iqvit.ops.conv2d import Conv2d
 from iqvit.ops.linear import Linear
 from iqvit.ops.matmul import Matmul
+from iqvit.ops.row_linear import RowLinear
+from iqvit.ops.row_peak import RowPeak
+from iqvit.ops.row_quantise import RowQuantise
+
+# A range whose lower side is at most 1/8 of the upper gives all levels to the upper.
+ONE_SIDED = 8
 
 
 def linear(c: Any, node: fx.Node) -> Node:
     """`x W^T + b`."""
+    if node.name in c.calibrated.rows:
+        return _row_linear(c, node)
     x = c.narrow(node.args[0])
     zeros = np.broadcast_to(c.qparams(x).zero_point, x.type.shape[-1:])
     weight = c.calibrated.weights[node.name]
     folded = (weight.q.astype(np.float64) * zeros).sum(axis=1)
     point = c.point(node)
     inputs, shift = _epilogue(c, node, folded, point)
-    op = Linear(shift, int(point.qparams.zero_point), point.dtype, *LIMITS[point.dtype])
+    op = Linear(shift, int(point.qparams.zero_point), point.dtype, *point.limits)
     return c.emit(node, op, [x, *inputs], point.qparams)
+
+
+def _row_linear(c: Any, node: fx.Node) -> Node:
+    """A linear whose input rows get their own scale; they are rounded once for all its readers."""
+    source = node.args[0]
+    x, point, weight = c.value(source), c.point(node), c.calibrated.weights[node.name]
+    sided = -x.type.lo * ONE_SIDED <= x.type.hi
+    offset = x.type.lo if sided else 0
+    op = RowQuantise(int(sided), offset)
+    peak = c.shared(source, RowPeak(int(sided), offset), [x], "_peak")
+    rows = c.shared(source, op, [x, peak], "_rows")
+    step = weight.scale / float(point.qparams.scale)
+    fixed = offset * weight.q.astype(np.float64).sum(axis=1) * step
+    fixed += weight.bias / float(point.qparams.scale) + point.qparams.zero_point
+    made, bias, multiplier = RowLinear.of(step / op.levels, fixed, point.dtype, point.limits)
+    inputs = [
+        c.constant(node, "weight", weight.q, QParams.of(weight.scale, axis=0)),
+        c.constant(node, "bias", bias),
+        c.constant(node, "multiplier", multiplier),
+    ]
+    return c.emit(node, made, [rows, peak, *inputs], point.qparams)
 
 
 def conv2d(c: Any, node: fx.Node) -> Node:
@@ -49,7 +78,7 @@ def conv2d(c: Any, node: fx.Node) -> Node:
         shift,
         int(point.qparams.zero_point),
         point.dtype,
-        *LIMITS[point.dtype],
+        *point.limits,
     )
     return c.emit(node, op, [x, *inputs], point.qparams)
 

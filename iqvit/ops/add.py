@@ -28,14 +28,20 @@ class Add(Op):
     hi: int
 
     @staticmethod
-    def of(qa: QParams, qb: QParams, qout: QParams, dtype: str) -> "Add":
-        """The operator for per-tensor scales."""
+    def of(
+        qa: QParams,
+        qb: QParams,
+        qout: QParams,
+        dtype: str,
+        limits: tuple[int, int] | None = None,
+    ) -> "Add":
+        """The operator for per-tensor scales; it saturates at `limits`, or at those of the dtype."""
         ratios = [float(qa.scale / qout.scale), float(qb.scale / qout.scale)]
         _, shift = multipliers(max(ratios))
         ma, mb = (round(r * 2**shift) for r in ratios)
         offset = float(qout.zero_point) * 2**shift
         offset -= float(qa.zero_point) * ma + float(qb.zero_point) * mb
-        return Add(ma, mb, round(offset), shift, dtype, *LIMITS[dtype])
+        return Add(ma, mb, round(offset), shift, dtype, *(limits or LIMITS[dtype]))
 
     def infer(self, *args: IntType) -> IntType:
         a, b = args

@@ -27,11 +27,13 @@ class Requantise(Op):
     hi: int
 
     @staticmethod
-    def between(qin: QParams, qout: QParams, dtype: str) -> "Requantise":
-        """The operator from per-tensor `qin` to per-tensor `qout`."""
+    def between(
+        qin: QParams, qout: QParams, dtype: str, limits: tuple[int, int] | None = None
+    ) -> "Requantise":
+        """The operator from per-tensor `qin` to per-tensor `qout`, saturating at `limits`."""
         m, shift = multipliers(float(qin.scale / qout.scale))
         offset = round(float(qout.zero_point) * 2**shift - float(qin.zero_point) * int(m))
-        return Requantise(int(m), offset, shift, dtype, *LIMITS[dtype])
+        return Requantise(int(m), offset, shift, dtype, *(limits or LIMITS[dtype]))
 
     def infer(self, *args: IntType) -> IntType:
         (x,) = args

@@ -41,14 +41,14 @@ class RowLinear(Op):
 
     @staticmethod
     def of(
-        ratio: np.ndarray, bias: np.ndarray, dtype: str
+        ratio: np.ndarray, bias: np.ndarray, dtype: str, limits: tuple[int, int]
     ) -> tuple["RowLinear", np.ndarray, np.ndarray]:
         """The operator, its bias and multipliers: `ratio` `[N]` is output steps for an accumulator
         of 1 and a peak of 1, `bias` `[N]` the rest in output steps."""
         m, shift = multipliers(ratio * 2.0**FRACTION, bits=MULTIPLIER_BITS)
         b = np.floor(bias * 2.0**FRACTION + 0.5)
         b = np.clip(b, *LIMITS["int32"]).astype(np.int32)
-        return RowLinear(shift, dtype, *LIMITS[dtype]), b, m.astype(np.int32)
+        return RowLinear(shift, dtype, *limits), b, m.astype(np.int32)
 
     def infer(self, *args: IntType) -> IntType:
         x, peak, weight, bias, multiplier = args
@@ -119,7 +119,10 @@ class RowLinear(Op):
             qout = QParams.of(0.005 if dtype == "int16" else 1.1)
             real_bias = rng.uniform(-3, 3, n)
             op, b, m = cls.of(
-                scale_x / peak * scale_w / float(qout.scale), real_bias / float(qout.scale), dtype
+                scale_x / peak * scale_w / float(qout.scale),
+                real_bias / float(qout.scale),
+                dtype,
+                LIMITS[dtype],
             )
             types = (
                 IntType(kind, (*rows, k), *((-127, 127) if kind == "int8" else (0, 255))),

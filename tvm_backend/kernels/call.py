@@ -7,6 +7,14 @@ import numpy as np
 from tvm.tirx import PrimFunc
 
 
+@dataclass(frozen=True)
+class As:
+    """A value of the graph read as another shape of as many elements."""
+
+    name: str
+    shape: tuple[int, ...]
+
+
 @dataclass(frozen=True, eq=False)
 class Call:
     """One call of a generated TIR function.
@@ -19,10 +27,10 @@ class Call:
     """The family, for reports and as the stem of the function's name."""
     key: Hashable
     make: Callable[[str], PrimFunc]
-    operands: "tuple[str | np.ndarray | Call, ...]"
+    operands: "tuple[str | As | np.ndarray | Call, ...]"
     shape: tuple[int, ...]
+    """Of the function's output: as many elements as the value has, whatever its shape."""
     dtype: str
-    macs: int = 0
     reads: frozenset[str] = field(init=False)
     """The graph's values that this call and those before it read."""
 
@@ -31,6 +39,8 @@ class Call:
         for operand in self.operands:
             if isinstance(operand, str):
                 reads.add(operand)
+            elif isinstance(operand, As):
+                reads.add(operand.name)
             elif isinstance(operand, Call):
                 reads.update(operand.reads)
         object.__setattr__(self, "reads", frozenset(reads))

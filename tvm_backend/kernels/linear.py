@@ -8,7 +8,8 @@ from iqvit.intgraph import IntGraph, Node
 from iqvit.inttype import IntType
 from iqvit.ops.linear import Linear
 from iqvit.tvm_backend.fuse import Group
-from iqvit.tvm_backend.kernels.call import Call
+from iqvit.tvm_backend.kernels.call import As, Call
+from iqvit.tvm_backend.kernels.elementwise import Stage, follow, stage_of
 from iqvit.tvm_backend.kernels.gemm import Gemm, gemm_kernel
 from iqvit.tvm_backend.kernels.isa import Isa
 from iqvit.tvm_backend.kernels.packing import pack_weights
@@ -39,8 +40,12 @@ def linear(graph: IntGraph, group: Group, isa: Isa) -> Call | None:
     """The call for a `linear` and its followers; None where this kernel does not fit."""
     node = group.head
     op = node.op
-    if not isinstance(op, Linear) or op.shift < 1 or group.followers:
+    if not isinstance(op, Linear) or op.shift < 1:
         return None
+    followed = followers_of(graph, group)
+    if followed is None:
+        return None
+    stages, values = followed
     x = graph[node.inputs[0]].type
     weight, bias, mult = constants_of(graph, node)
     gemm = gemm_of(op, x, weight, group.last.type)
@@ -49,14 +54,37 @@ def linear(graph: IntGraph, group: Group, isa: Isa) -> Call | None:
     )
     if packed.mult is None:
         return None
+    extras = tuple(
+        extra
+        for i, stage in enumerate(stages)
+        for extra in stage.extras(gemm.m, gemm.n, f"stage{i}_")
+    )
+    epilogue = follow(stages, isa, gemm.out_dtype) if stages else None
     return Call(
-        "gemm",
-        gemm,
-        lambda name: gemm_kernel(gemm, isa, name),
-        (node.inputs[0], packed.weight, packed.bias, packed.mult),
+        "_".join(["gemm", *(stage.op.NAME for stage in stages)]),
+        (gemm, tuple(stages)),
+        lambda name: gemm_kernel(gemm, isa, name, extras, epilogue),
+        (node.inputs[0], packed.weight, packed.bias, packed.mult, *values),
         group.last.type.shape,
         gemm.out_dtype,
     )
+
+
+def followers_of(
+    graph: IntGraph, group: Group
+) -> tuple[list[Stage], list[str | np.ndarray | As]] | None:
+    """The followers as stages of an epilogue and their operands; None where one does not fit."""
+    stages: list[Stage] = []
+    values: list[str | np.ndarray | As] = []
+    before = group.head
+    for node in group.followers:
+        found = stage_of(graph, node, node.inputs.index(before.name))
+        if found is None or node.type.shape != group.head.type.shape:
+            return None
+        stages.append(found[0])
+        values.extend(found[1])
+        before = node
+    return stages, values
 
 
 def portable_linear(graph: IntGraph, group: Group) -> Call | None:

@@ -1,0 +1,70 @@
+"""`iqvit compile`: an .iqv becomes a library for one kind of CPU."""
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from iqvit.commands import screen
+from iqvit.commands.options import Json
+from iqvit.commands.outputs import require_file, require_folder, write_metrics
+from iqvit.errors import FileFormatError
+
+
+def compile_graph(
+    model: Annotated[Path, typer.Argument(metavar="MODEL.iqv", help="Made by `iqvit quantize`.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="DIR", help="The artifact folder to write.")
+    ],
+    target: Annotated[
+        str, typer.Option("--target", metavar="NAME", help="`iqvit targets` lists them.")
+    ] = "host",
+    json: Json = None,
+) -> None:
+    """Compile an .iqv with TVM into an artifact folder: model.so and manifest.json.
+
+    \b
+    Example:
+      iqvit compile model.iqv --target host -o artifact/
+
+    The lowered program is checked to hold no float type. An artifact that is there already is
+    replaced; anything else is left alone. Next: `iqvit predict artifact/ photo.jpg`, `iqvit bench
+    artifact/`.
+    """
+    require_file(json)
+    require_folder(output)
+    require_replaceable(output)
+    from iqvit.cost import cost
+    from iqvit.serialize import load
+    from iqvit.tvm_backend.targets import resolve
+
+    chosen = resolve(target)
+    begun = time.perf_counter()
+    graph = load(model)
+    from iqvit import tvm_backend
+
+    with screen.progress() as report:
+        tvm_backend.compile(graph, output, chosen, progress=screen.staged(report))
+    spent = cost(graph)
+    found = {
+        "target": chosen.name,
+        "macs": spent.macs,
+        "params": spent.params,
+        "bytes": spent.bytes,
+        "file_bytes": sum(file.stat().st_size for file in output.iterdir()),
+        "graph_hash": graph.hash,
+        "seconds": time.perf_counter() - begun,
+    }
+    write_metrics(json, found)
+    screen.facts({"written": str(output), **found}, f"{model} compiled")
+
+
+def require_replaceable(folder: Path) -> None:
+    """`FileFormatError` where something else than an artifact lies at `folder`."""
+    from iqvit.tvm_backend.artifact import LIBRARY, MANIFEST
+
+    if not folder.exists():
+        return
+    if not folder.is_dir() or {e.name for e in folder.iterdir()} - {LIBRARY, MANIFEST}:
+        raise FileFormatError(f"{folder} exists and is not an artifact; remove it or name another")

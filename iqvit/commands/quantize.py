@@ -1,0 +1,193 @@
+"""`iqvit quantize`: a float model and images become an .iqv."""
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from iqvit.commands import screen
+from iqvit.commands.options import Classes, InputSize, Json, Seed, SkipBad, Weights
+from iqvit.commands.outputs import require_file, write_metrics
+from iqvit.commands.subject import load_float
+from iqvit.errors import DataError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from iqvit.calibration.recipe import Recipe
+    from iqvit.canonical import CanonicalModel
+    from iqvit.commands.screen import Report
+    from iqvit.compare import Comparison
+    from iqvit.intgraph import IntGraph
+    from iqvit.models.float_model import FloatModel
+
+USUAL_IMAGES = 64
+COMPARED = 4
+"""Images on which the float and the integer values of all nodes are compared."""
+
+
+def quantize(
+    spec: Annotated[
+        str,
+        typer.Argument(
+            metavar="SPEC",
+            help="timm:NAME, torchvision:NAME, transformers:NAME_OR_FOLDER, or FILE.py:FUNCTION "
+            "of your own that returns an nn.Module.",
+        ),
+    ],
+    calib: Annotated[
+        Path,
+        typer.Option("--calib", metavar="DIR", help="Images to calibrate on."),
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FILE", help="The .iqv to write.")
+    ],
+    weights: Weights = None,
+    images: Annotated[
+        int | None,
+        typer.Option(
+            "--images",
+            metavar="N",
+            min=1,
+            help=f"How many of them; {USUAL_IMAGES}, or all where there are fewer.",
+        ),
+    ] = None,
+    seed: Seed = 0,
+    input_size: InputSize = None,
+    classes: Classes = None,
+    recipe: Annotated[
+        Path | None,
+        typer.Option("--recipe", metavar="TOML", help="Settings; `iqvit recipe` prints the usual."),
+    ] = None,
+    skip_bad: SkipBad = False,
+    json: Json = None,
+) -> None:
+    """Turn a float model into a program of integers, calibrated on images.
+
+    \b
+    Example:
+      iqvit quantize timm:vit_tiny_patch16_224 --weights W.safetensors --calib photos/ -o model.iqv
+
+    Prints what the program costs, its signal-to-noise ratio against float (sqnr_db; 15 to 20 is
+    usual for 8 bits) and the five nodes that lose most. To change how a node is quantised, save
+    `iqvit recipe > r.toml`, edit it and pass --recipe r.toml. Next: `iqvit inspect model.iqv`, then
+    `iqvit compile model.iqv -o artifact/`.
+    """
+    require_file(output)
+    require_file(json)
+    from iqvit.calibration.recipe import Recipe, load_recipe
+    from iqvit.serialize import save
+
+    settings = Recipe() if recipe is None else load_recipe(recipe)
+    begun = time.perf_counter()
+    paths = calibration_images(calib, images, seed)
+    model = load_float(spec, weights, input_size, classes, seed)
+    with screen.progress() as report:
+        data, skipped = read_images(paths, model, skip_bad, report)
+        meta = {**meta_of(model), "seed": seed, "images_hash": names_hash(calib, paths)}
+        graph, compared = quantize_model(model, data, settings, meta, report)
+        report("saving", 0, 1)
+        save(graph, output)
+    found = metrics(graph, compared)
+    found |= {"skipped": skipped, "file_bytes": output.stat().st_size}
+    found["seconds"] = time.perf_counter() - begun
+    write_metrics(json, found)
+    screen.facts({"written": str(output), **found}, f"{spec} in integers")
+    columns = ("worst nodes", "sqnr_db", "largest_steps", "operator", "source")
+    rows = [(r.node, r.sqnr_db, r.largest_steps, r.op, r.source) for r in compared.worst(5)]
+    screen.table(columns, rows)
+
+
+def calibration_images(folder: Path, count: int | None, seed: int) -> list[Path]:
+    """The images that `count` and `seed` choose in a folder, the same for the same files."""
+    from iqvit.eval.imagenet import choose, list_images
+
+    found = list_images(folder)
+    return choose(found, min(USUAL_IMAGES, len(found)) if count is None else count, seed)
+
+
+def names_hash(folder: Path, paths: list[Path]) -> str:
+    """SHA-256 of the images' names below the folder: says which ones calibrated."""
+    import hashlib
+
+    names = sorted(path.relative_to(folder).as_posix() for path in paths)
+    return hashlib.sha256("\n".join(names).encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def read_images(
+    paths: list[Path], model: "FloatModel", skip_bad: bool, report: "Report"
+) -> tuple["Tensor", int]:
+    """uint8 [N, 3, H, W] as the model wants them, and how many could not be read."""
+    import torch
+
+    from iqvit.eval.preprocess import Preprocess, batches
+
+    skipped: list[DataError] = []
+    preprocess = Preprocess.from_dict(model.preprocessing)
+    read = []
+    for batch in batches(paths, preprocess, skip_bad=skip_bad, skipped=skipped):
+        read.append(batch.images)
+        report("reading images", len(read) + len(skipped), len(paths))
+    if not read:
+        raise DataError(f"none of {len(paths)} images could be read; the first: {skipped[0]}")
+    for error in skipped:
+        screen.note(f"skipped: {error}")
+    return torch.cat(read), len(skipped)
+
+
+def meta_of(model: "FloatModel") -> dict[str, Any]:
+    """What the program must know of its model to be fed and understood."""
+    return {
+        "model": model.name,
+        "weights": Path(model.weights).name,
+        "labels": list(model.labels or ()),
+        "preprocessing": model.preprocessing,
+    }
+
+
+def quantize_model(
+    model: "FloatModel",
+    images: "Tensor",
+    recipe: "Recipe",
+    meta: dict[str, Any],
+    report: "Report",
+) -> tuple["IntGraph", "Comparison"]:
+    """The integer program, and how far it is from float on the first few of the images."""
+    from iqvit.calibration.quantize import quantize_canonical
+    from iqvit.compare import compare
+
+    canonical = canonical_of(model, report)
+    graph = quantize_canonical(canonical, images, recipe, progress=report, meta=meta)
+    return graph, compare(canonical, graph, images[:COMPARED], progress=report)
+
+
+def canonical_of(model: "FloatModel", report: "Report") -> "CanonicalModel":
+    """The canonical float graph of a model."""
+    from iqvit.canonicalize import canonicalize
+    from iqvit.capture import capture
+
+    report("capturing", 0, 1)
+    captured = capture(model.module, model.input_shape, mean=model.mean, std=model.std)
+    canonical = canonicalize(captured)
+    report("capturing", 1, 1)
+    return canonical
+
+
+def metrics(graph: "IntGraph", compared: "Comparison") -> dict[str, Any]:
+    """The flat metrics of a program that was just made."""
+    from iqvit.cost import cost
+
+    spent = cost(graph)
+    worst = compared.worst(1)
+    return {
+        "images": graph.meta["images"],
+        "sqnr_db": compared.sqnr_db,
+        "worst_node": worst[0].node if worst else None,
+        "worst_sqnr_db": worst[0].sqnr_db if worst else None,
+        "macs": spent.macs,
+        "params": spent.params,
+        "bytes": spent.bytes,
+        "nodes": sum(spent.nodes.values()),
+        "graph_hash": graph.hash,
+    }

@@ -1,0 +1,216 @@
+"""MODEL of the command line: a float model, an .iqv or an artifact, all called alike."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from iqvit.commands.screen import note
+from iqvit.errors import DataError, FileFormatError, ModelError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from iqvit.eval.preprocess import Preprocess
+    from iqvit.models.float_model import FloatModel
+    from iqvit.tvm_backend.runtime import Artifact
+
+FLOAT, INTERPRETER, LIBRARY = "float", "interpreter", "library"
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """Something that scores images.
+
+    kind: "float" (PyTorch), "interpreter" (an .iqv) or "library" (an artifact). scores takes uint8
+    [N, 3, H, W] and gives [N, classes]; real = scale * (score - zero_point). example and call are
+    for timing: one image in the model's own form, and one run on it. facts: metrics known without
+    running it (macs, params, bytes). set_threads holds for the calls after it.
+    """
+
+    name: str
+    kind: str
+    input_shape: tuple[int, ...]
+    labels: tuple[str, ...]
+    preprocessing: dict[str, Any]
+    scores: Callable[["Tensor"], "Tensor"]
+    example: Callable[[], Any]
+    call: Callable[[Any], Any]
+    set_threads: Callable[[int], None]
+    facts: dict[str, Any]
+    scale: float = 1.0
+    zero_point: float = 0.0
+    folder: Path | None = None
+
+    @property
+    def preprocess(self) -> "Preprocess":
+        """From an image file to this model's input; `DataError` where the model does not say."""
+        from iqvit.eval.preprocess import Preprocess
+
+        if not self.preprocessing:
+            raise DataError(
+                f"{self.name} does not say how its images are preprocessed: make it with `iqvit "
+                'quantize`, or give iqvit.quantize meta={"preprocessing": ...}'
+            )
+        return Preprocess.from_dict(self.preprocessing)
+
+    def label(self, index: int) -> str:
+        """The name of a class; "" where the model has none."""
+        return self.labels[index] if index < len(self.labels) else ""
+
+
+def open_subject(
+    text: str,
+    *,
+    weights: Path | None = None,
+    input_size: int | None = None,
+    classes: int | None = None,
+    seed: int = 0,
+) -> Subject:
+    """The MODEL that `text` names; the options are for a float model and refused for others."""
+    path = Path(text)
+    integer = path.exists() or path.suffix == ".iqv" or ":" not in text
+    given = {"--weights": weights, "--input-size": input_size, "--classes": classes}
+    unfit = [name for name, value in given.items() if value is not None]
+    if not integer:
+        model = load_float(text, weights, input_size, classes, seed)
+        return float_subject(model)
+    if unfit:
+        raise ModelError(f"{text} is no float model: {unfit[0]} says nothing about it")
+    if path.is_dir():
+        return open_artifact(path)
+    if path.exists() or path.suffix == ".iqv":
+        return open_graph(path)
+    raise FileFormatError(
+        f"there is no file or folder {text}; a model is an artifact folder, an .iqv file, or a "
+        "float model such as timm:vit_tiny_patch16_224 or FILE.py:FUNCTION"
+    )
+
+
+def load_float(
+    spec: str,
+    weights: Path | None = None,
+    input_size: int | None = None,
+    classes: int | None = None,
+    seed: int = 0,
+) -> "FloatModel":
+    """A float model, with what its loader decided said to the user."""
+    from iqvit.models.spec import load_model
+
+    model = load_model(spec, weights=weights, input_size=input_size, num_classes=classes, seed=seed)
+    for text in model.notes:
+        note(f"{spec}: {text}")
+    if model.weights.startswith("random"):
+        note(f"{spec}: the weights are {model.weights}; give --weights FILE for trained ones")
+    return model
+
+
+def float_subject(model: "FloatModel", name: str | None = None) -> Subject:
+    """A float model, run by PyTorch."""
+    import torch
+
+    def example() -> torch.Tensor:
+        return model.normalise(random_image(model.input_shape))
+
+    def call(x: torch.Tensor) -> Any:
+        with torch.inference_mode():
+            return model.module(x)
+
+    return Subject(
+        name=name or model.name,
+        kind=FLOAT,
+        input_shape=model.input_shape,
+        labels=model.labels or (),
+        preprocessing=model.preprocessing,
+        scores=model.scores,
+        example=example,
+        call=call,
+        set_threads=torch.set_num_threads,
+        facts={"params": sum(p.numel() for p in model.module.parameters())},
+    )
+
+
+def open_graph(path: Path) -> Subject:
+    """An .iqv, run by the interpreter."""
+    import torch
+
+    from iqvit.cost import cost
+    from iqvit.interpret import run
+    from iqvit.intgraph import qparams_json
+    from iqvit.serialize import load
+
+    graph = load(path)
+    shapes = {name: graph[node].type.shape for name, node in graph.outputs.items()}
+    chosen = score_output(shapes, str(path))
+    scale, zero_point = _scalars(qparams_json(graph[graph.outputs[chosen]].qparams), str(path))
+    shape = graph.input.type.shape
+    spent = cost(graph)
+    return Subject(
+        name=str(path),
+        kind=INTERPRETER,
+        input_shape=shape,
+        labels=tuple(graph.meta.get("labels") or ()),
+        preprocessing=dict(graph.meta.get("preprocessing") or {}),
+        scores=lambda x: run(graph, x)[chosen],
+        example=lambda: random_image(shape),
+        call=lambda x: run(graph, x),
+        set_threads=torch.set_num_threads,
+        facts={"macs": spent.macs, "params": spent.params, "bytes": spent.bytes},
+        scale=scale,
+        zero_point=zero_point,
+    )
+
+
+def open_artifact(folder: Path) -> Subject:
+    """An artifact, run by TVM."""
+    from iqvit.tvm_backend.runtime import load
+
+    return artifact_subject(load(folder), str(folder))
+
+
+def artifact_subject(artifact: "Artifact", name: str) -> Subject:
+    """A loaded artifact."""
+    from iqvit.tvm_backend.threads import set_threads
+
+    manifest = artifact.manifest
+    outputs = {output["name"]: output for output in manifest["outputs"]}
+    chosen = score_output({k: tuple(o["shape"]) for k, o in outputs.items()}, name)
+    scale, zero_point = _scalars(outputs[chosen], name)
+    return Subject(
+        name=name,
+        kind=LIBRARY,
+        input_shape=artifact.input_shape,
+        labels=tuple(manifest["labels"]),
+        preprocessing=dict(manifest["preprocessing"]),
+        scores=lambda x: artifact(x)[chosen],
+        example=lambda: artifact.input_tensor(random_image(artifact.input_shape).numpy()),
+        call=artifact.run_one,
+        set_threads=set_threads,
+        facts={key: manifest[key] for key in ("macs", "params") if key in manifest},
+        scale=scale,
+        zero_point=zero_point,
+        folder=artifact.folder,
+    )
+
+
+def random_image(shape: tuple[int, ...]) -> "Tensor":
+    """uint8 noise of a shape, always the same."""
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+
+
+def score_output(shapes: dict[str, tuple[int, ...]], name: str) -> str:
+    """The output with the class scores [1, classes]: `logits`, otherwise the first such."""
+    fitting = [output for output, shape in shapes.items() if len(shape) == 2]
+    if not fitting:
+        raise ModelError(f"{name} has no class scores: its outputs are {shapes}")
+    return "logits" if "logits" in fitting else fitting[0]
+
+
+def _scalars(qparams: dict[str, Any] | None, name: str) -> tuple[float, float]:
+    scale = (qparams or {}).get("scale")
+    if not isinstance(scale, float | int) or qparams is None:
+        raise ModelError(f"{name}: its class scores have no common scale, so cannot be compared")
+    return float(scale), float(qparams["zero_point"])

@@ -1,0 +1,205 @@
+"""Integer arithmetic on whole vectors that the kernels share: 64-bit products of 32-bit lanes,
+exact quotients and roots without division, table look-ups. All build TIR; none computes."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tvm.ir import Expr
+from tvm.tirx import Buffer
+from tvm.tirx.script import builder as T
+
+from iqvit.inttype import LIMITS
+from iqvit.tvm_backend.kernels.isa import Isa
+from iqvit.tvm_backend.kernels.vector import clamp, element_of, lanes_of, span, splat, typed
+
+_MADD = {16: "llvm.x86.avx512.pmaddw.d.512", 8: "llvm.x86.avx2.pmadd.wd"}
+QUOTIENT_BITS = 31
+ROOT_BITS = 31
+
+
+@dataclass(frozen=True)
+class Wide:
+    """A vector of int64: its even and its odd lanes; one lane alone is the whole of a scalar.
+
+    That is how 32 x 32 -> 64 bit multiplies read and write registers, so nothing has to move.
+    """
+
+    parts: tuple[Expr, ...]
+
+    def map(self, function: Callable[[Expr], Expr]) -> "Wide":
+        """The function of both halves."""
+        return Wide(tuple(function(part) for part in self.parts))
+
+    def with_(self, other: "Wide", function: Callable[[Expr, Expr], Expr]) -> "Wide":
+        """The function of the halves of both."""
+        pairs = zip(self.parts, other.parts, strict=True)
+        return Wide(tuple(function(a, b) for a, b in pairs))
+
+    def __mul__(self, other: "Wide | int") -> "Wide":
+        if isinstance(other, int):
+            return self.map(lambda a: a * splat(other, "int64", lanes_of(a)))
+        return self.with_(other, lambda a, b: a * b)
+
+    def __add__(self, other: "Wide | int") -> "Wide":
+        if isinstance(other, int):
+            return self if other == 0 else self.map(lambda a: a + splat(other, "int64", lanes_of(a)))
+        return self.with_(other, lambda a, b: a + b)
+
+    def __rshift__(self, shift: int) -> "Wide":
+        return self if shift == 0 else self.map(lambda a: a >> splat(shift, "int64", lanes_of(a)))
+
+    def rounded_shift(self, shift: int) -> "Wide":
+        """`(self + 2**(shift-1)) >> shift`."""
+        return (self + ((1 << shift) >> 1)) >> shift
+
+
+
+def widen(value: Expr) -> Wide:
+    """An int32 vector as int64."""
+    lanes = lanes_of(value)
+    if lanes == 1:
+        return Wide((T.Cast("int64", value),))
+    pairs = T.reinterpret(typed("int64", lanes // 2), value)
+    shift = splat(32, "int64", lanes // 2)
+    return Wide(((pairs << shift) >> shift, pairs >> shift))
+
+
+def narrow(value: Wide) -> Expr:
+    """The int32 vector of int64 lanes that are known to fit."""
+    if len(value.parts) == 1:
+        return T.Cast("int32", value.parts[0])
+    even, odd = value.parts
+    lanes = lanes_of(even)
+    low = even & splat(T.int64(0xFFFFFFFF), "int64", lanes)
+    return T.reinterpret(f"int32x{2 * lanes}", low | (odd << splat(32, "int64", lanes)))
+
+
+def saturate(value: Wide, lo: int, hi: int, ends: tuple[int, int]) -> Expr:
+    """An int64 vector limited to `lo..hi` as int32; `ends` is its range by proof.
+
+    The limits are applied to 32-bit lanes where the proof allows it.
+    """
+    least, most = LIMITS["int32"]
+    if least <= ends[0] and ends[1] <= most:
+        return clamp(narrow(value), lo, hi)
+    return narrow(value.map(lambda part: clamp(part, lo, hi)))
+
+
+def madd(a: Expr, b: Expr, lanes: int) -> Expr:
+    """`a[2i]*b[2i] + a[2i+1]*b[2i+1]` of 16-bit lanes, as `lanes` int32; a and b of any type."""
+    pairs = typed("int16", 2 * lanes)
+    operands = (T.reinterpret(pairs, x) for x in (a, b))
+    return T.call_llvm_pure_intrin(typed("int32", lanes), _MADD[lanes], *operands)
+
+
+def gather(table: Buffer, index: Expr, isa: Isa) -> Expr:
+    """`table[index]` of int32: one instruction for a whole vector, else element by element."""
+    lanes = lanes_of(index)
+    if lanes != isa.lanes:
+        return table[index]
+    start = T.address_of(table[0])
+    zero = splat(0, "int32", lanes)
+    if lanes == 16:
+        mask = T.broadcast(T.bool(True), lanes)
+        name = "llvm.x86.avx512.mask.gather.dpi.512"
+        return T.call_llvm_pure_intrin("int32x16", name, zero, start, index, mask, T.int32(4))
+    name = "llvm.x86.avx2.gather.d.d.256"
+    mask = splat(-1, "int32", lanes)
+    return T.call_llvm_pure_intrin("int32x8", name, zero, start, index, mask, T.int8(4))
+
+
+def keep(value: Expr) -> Expr:
+    """The value, computed once however often it is used.
+
+    Through a local buffer, which LLVM turns into a register: TVM's simplifier substitutes bound
+    variables, so a chain of them, each used twice, would grow exponentially.
+    """
+    lanes = lanes_of(value)
+    place = T.alloc_buffer((lanes,), element_of(value), scope="local")
+    T.buffer_store(place, value, [span(0, lanes)])
+    return place[span(0, lanes)]
+
+
+def quotient(numerator: int, denominator: Expr) -> Expr:
+    """`numerator // denominator` of positive int64 lanes below 2**31, for a quotient below 2**31.
+
+    Restoring division, a bit a step: for a vector it is faster than a division a lane.
+    """
+    lanes = lanes_of(denominator)
+    lane = span(0, lanes)
+    divisor = keep(denominator)
+    rest = T.alloc_buffer((lanes,), "int64", scope="local")
+    result = T.alloc_buffer((lanes,), "int64", scope="local")
+    T.buffer_store(rest, splat(T.int64(numerator), "int64", lanes), [lane])
+    T.buffer_store(result, splat(0, "int64", lanes), [lane])
+    with T.serial(QUOTIENT_BITS) as step:
+        bit = splat(T.Cast("int64", QUOTIENT_BITS - 1 - step), "int64", lanes)
+        digit = _subtract_if_fits(rest, divisor << bit, splat(1, "int64", lanes) << bit)
+        T.buffer_store(result, result[lane] + digit, [lane])
+    return result[lane]
+
+
+def square_root(value: Expr) -> Expr:
+    """The exact floor of the square root of int64 lanes in 0..2**62-1, two bits of it a step."""
+    lanes = lanes_of(value)
+    lane = span(0, lanes)
+    rest = T.alloc_buffer((lanes,), "int64", scope="local")
+    root = T.alloc_buffer((lanes,), "int64", scope="local")
+    T.buffer_store(rest, value, [lane])
+    T.buffer_store(root, splat(0, "int64", lanes), [lane])
+    one = splat(1, "int64", lanes)
+    with T.serial(ROOT_BITS) as step:
+        bit = keep(one << splat(T.Cast("int64", 2 * (ROOT_BITS - 1 - step)), "int64", lanes))
+        digit = _subtract_if_fits(rest, root[lane] + bit, bit)
+        T.buffer_store(root, (root[lane] >> one) + digit, [lane])
+    return root[lane]
+
+
+def _subtract_if_fits(rest: Buffer, trial: Expr, digit: Expr) -> Expr:
+    """Take `trial` from the lanes of `rest` that are as large; `digit` in those, 0 in the others."""
+    lanes = lanes_of(trial)
+    lane = span(0, lanes)
+    trial = keep(trial)
+    left = keep(rest[lane] - trial)
+    below = keep(left >> splat(63, "int64", lanes))  # all ones where it does not fit
+    T.buffer_store(rest, left + (trial & below), [lane])
+    return digit & (below ^ splat(-1, "int64", lanes))
+
+
+def total(value: Expr) -> Expr:
+    """The sum of all lanes."""
+    lanes = lanes_of(value)
+    while lanes > 1:
+        lanes //= 2
+        low = T.Shuffle([value], list(range(lanes)))
+        high = T.Shuffle([value], list(range(lanes, 2 * lanes)))
+        value = keep(low + high)
+    return value
+
+
+def parts_of(value: Expr, lanes: int) -> list[Expr]:
+    """The vector in parts of at most `lanes` lanes."""
+    whole = lanes_of(value)
+    if whole <= lanes:
+        return [value]
+    value = keep(value)
+    return [T.Shuffle([value], list(range(i, i + lanes))) for i in range(0, whole, lanes)]
+
+
+def joined(parts: list[Expr]) -> Expr:
+    """The parts as one vector."""
+    if len(parts) == 1:
+        return parts[0]
+    return T.Shuffle(parts, list(range(sum(map(lanes_of, parts)))))
+
+
+def as_int32(value: Expr) -> Expr:
+    """The vector with int32 lanes."""
+    if element_of(value) == "int32":
+        return value
+    return T.Cast(typed("int32", lanes_of(value)), value)
+
+
+def as_type(value: Expr, dtype: str) -> Expr:
+    """The vector with lanes of `dtype`, whose range its values keep."""
+    return value if element_of(value) == dtype else T.Cast(typed(dtype, lanes_of(value)), value)
