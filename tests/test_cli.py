@@ -1,7 +1,9 @@
 """Every command, and every bad input, through `iqvit.cli.main` on a tiny model."""
 
 import json
+import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -15,6 +17,8 @@ from safetensors.torch import save_file
 
 from iqvit.cli import main
 from iqvit.commands import quantize as quantize_command
+from iqvit.commands import screen
+from iqvit.commands.outputs import write_metrics
 from iqvit.models.drawings import write_images
 from iqvit.models.vit import ViT, ViTConfig
 
@@ -202,6 +206,46 @@ def test_help_teaches(call):
 def test_the_command_line_starts_without_torch():
     code = "import sys, iqvit.cli; sys.exit('torch' in sys.modules or 'tvm' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_on_a_terminal_tables_are_drawn(monkeypatch, capsys):
+    for stream in (sys.stdout, sys.stderr):
+        monkeypatch.setattr(stream, "isatty", lambda: True)
+    long = "blocks.0.attn[0]." * 9
+    screen.table(("name", "macs"), [("b", None), (long, 1234567)], "Title")
+    screen.facts({"name": "[bold]", "share": 0.5, "few": 1e-9, "yes": True})
+    out = re.sub(r"\x1b\[[\d;]*m", "", capsys.readouterr().out)
+    assert long in "".join(out.split())  # folded, not cut
+    for text in ("Title", "1,234,567", "[bold]", "0.50", "1e-09", "yes"):
+        assert text in out
+    with screen.progress() as report, screen.staged(report) as begin:
+        report("counting", 1, 2)
+        begin("building")
+        begin("writing")
+    assert "counting" in capsys.readouterr().err
+
+
+def test_metrics_that_are_no_numbers_become_null(tmp_path):
+    write_metrics(tmp_path / "m.json", {"sqnr_db": math.inf, "top1": 1.5, "none": None})
+    assert read(tmp_path / "m.json") == {"sqnr_db": None, "top1": 1.5}
+
+
+@pytest.mark.slow
+def test_demo(call, tmp_path):
+    code, out, err = call("demo", "-o", "d", "--epochs", "1", "--images", "256", "--json", "d.json")
+    assert (code, err) == (0, "")
+    assert sorted(os.listdir("d")) == [
+        "artifact",
+        "images",
+        "model.iqv",
+        "results.json",
+        "results.md",
+        "weights.safetensors",
+    ]
+    assert read("d.json") == read("d/results.json")
+    assert read("d.json")["agreement"] > 90
+    assert out.startswith("program\ttop1\tagreement")
+    assert call("predict", "d/artifact", *sorted(Path("d/images/test").iterdir())[:2])[0] == 0
 
 
 # Bad input: a message, exit code 2, nothing left behind.

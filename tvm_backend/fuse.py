@@ -16,11 +16,12 @@ from iqvit.ops.permute import Permute
 from iqvit.ops.rectified import Rectified
 from iqvit.ops.requantise import Requantise
 from iqvit.ops.reshape import Reshape
+from iqvit.ops.row_linear import RowLinear
 
 # What may follow a kind of operator in its kernel, element by element or by address only.
 ELEMENTWISE = (Rectified, Multiply, Requantise, Add)
 MOVES = (Permute, Reshape)
-FOLLOWERS = {Linear: ELEMENTWISE, Attention: MOVES, Conv2d: MOVES}
+FOLLOWERS = {Linear: ELEMENTWISE, RowLinear: ELEMENTWISE, Attention: MOVES, Conv2d: MOVES}
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,9 @@ from iqvit.ops.permute import Permute
 from iqvit.ops.rectified import Rectified
 from iqvit.ops.requantise import Requantise
 from iqvit.ops.reshape import Reshape
+from iqvit.ops.row_linear import RowLinear
+from iqvit.ops.row_peak import RowPeak
+from iqvit.ops.row_quantise import RowQuantise
 from iqvit.ops.slice import Slice
 from iqvit.tvm_backend.fuse import Group, groups
 from iqvit.tvm_backend.kernels.attention import attention
@@ -27,10 +30,14 @@ from iqvit.tvm_backend.kernels.isa import Isa
 from iqvit.tvm_backend.kernels.layernorm import layernorm
 from iqvit.tvm_backend.kernels.linear import linear, portable_linear
 from iqvit.tvm_backend.kernels.patches import patch_embedding
+from iqvit.tvm_backend.kernels.rows import row_linear, row_peak, row_quantise
 from iqvit.tvm_backend.targets import Target
 
 FAST: dict[type[Op], Callable[[IntGraph, Group, Isa], Call | None]] = {
     Linear: linear,
+    RowLinear: row_linear,
+    RowPeak: row_peak,
+    RowQuantise: row_quantise,
     Add: elementwise,
     Lookup: elementwise,
     Multiply: elementwise,

@@ -44,8 +44,8 @@ def compile_graph(
     graph = load(model)
     from iqvit import tvm_backend
 
-    with screen.progress() as report:
-        tvm_backend.compile(graph, output, chosen, progress=screen.staged(report))
+    with screen.progress() as report, screen.staged(report) as begin:
+        tvm_backend.compile(graph, output, chosen, progress=begin)
     spent = cost(graph)
     found = {
         "target": chosen.name,

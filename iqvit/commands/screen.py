@@ -103,7 +103,8 @@ def progress() -> Iterator[Report]:
         yield report
 
 
-def staged(report: Report) -> Callable[[str], None]:
+@contextmanager
+def staged(report: Report) -> Iterator[Callable[[str], None]]:
     """For stages that are only named when they begin: the one before is then done."""
     begun: list[str] = []
 
@@ -113,4 +114,6 @@ def staged(report: Report) -> Callable[[str], None]:
         begun.append(stage)
         report(stage, 0, 0)
 
-    return begin
+    yield begin
+    if begun:
+        report(begun[-1], 1, 1)

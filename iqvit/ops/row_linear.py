@@ -58,14 +58,17 @@ class RowLinear(Op):
         check_epilogue(weight, bias, multiplier)
         most = peak.hi * max(abs(multiplier.lo), abs(multiplier.hi))
         want(most < 1 << 31, f"multiplier times peak reaches {most}, above 31 bits")
-        lo, hi = self.accumulator(*args)
-        require_int32(lo, hi)
-        factors = [m * p for m in (multiplier.lo, multiplier.hi) for p in (peak.lo, peak.hi)]
-        lo, hi = requantise_range(lo, hi, factors, self.shift)
-        half = 1 << (FRACTION - 1)
-        lo, hi = (lo + bias.lo + half) >> FRACTION, (hi + bias.hi + half) >> FRACTION
+        require_int32(*self.accumulator(*args))
         shape = (*x.shape[:-1], weight.shape[0])
-        return IntType(self.dtype, shape, *clamp_range(lo, hi, self.lo, self.hi))
+        return IntType(self.dtype, shape, *clamp_range(*self.unsaturated(*args), self.lo, self.hi))
+
+    def unsaturated(self, *args: IntType) -> tuple[int, int]:
+        """Proved range of the result before it saturates."""
+        _, peak, _, bias, multiplier = args
+        factors = [m * p for m in (multiplier.lo, multiplier.hi) for p in (peak.lo, peak.hi)]
+        lo, hi = requantise_range(*self.accumulator(*args), factors, self.shift)
+        half = 1 << (FRACTION - 1)
+        return (lo + bias.lo + half) >> FRACTION, (hi + bias.hi + half) >> FRACTION
 
     def accumulator(self, *args: IntType) -> tuple[int, int]:
         """Proved range of the int32 accumulator."""

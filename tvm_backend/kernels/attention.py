@@ -8,9 +8,9 @@
 q, k, v and the result are read and written where they lie: any strides of head and token.
 """
 
-import math
 from dataclasses import dataclass
 
+import numpy as np
 from tvm.ir import Expr
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx import Buffer, PrimFunc
@@ -22,12 +22,14 @@ from iqvit.ops.attention import Attention
 from iqvit.ops.exp2 import full_scale
 from iqvit.tvm_backend.fuse import Group
 from iqvit.tvm_backend.kernels.call import As, Call
-from iqvit.tvm_backend.kernels.exponential import emit_exp2
+from iqvit.tvm_backend.kernels.exponential import Exp2Scalars, emit_exp2
 from iqvit.tvm_backend.kernels.integers import (
+    Wide,
     as_int32,
+    fits32,
     keep,
+    limited,
     quotient,
-    saturate,
     total,
     widen,
 )
@@ -62,11 +64,19 @@ class Place:
         return head * self.head + token * self.token + self.offset
 
 
+SCALARS = ("pre", "cap", "multiplier", "exp_shift", "numerator", "offset", "shift")
+"""What the function is given as int64, so that all layers of a shape share it: the attributes of
+the operator, with the rounding constant in the offset."""
+
+
 @dataclass(frozen=True)
 class Problem:
-    """What is computed: the operator, sizes, and where everything lies."""
+    """What the generated code depends on: types, sizes, and where everything lies."""
 
-    op: Attention
+    bits: int
+    dtype: str
+    lo: int
+    hi: int
     heads: int
     queries: int
     keys: int
@@ -79,8 +89,8 @@ class Problem:
     k: Place
     v: Place
     out: Place
-    ends: tuple[int, int]
-    """Proved range of the result before it saturates."""
+    fits: bool
+    """Whether the result fits int32 before it saturates."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +98,12 @@ class _Kernel:
     problem: Problem
     isa: Isa
     inputs: tuple[Buffer, ...]
+    scalars: Buffer
     out: Buffer
+
+    def scalar(self, name: str) -> Expr:
+        """One of `SCALARS`."""
+        return self.scalars[SCALARS.index(name)]
 
     @property
     def lanes(self) -> int:
@@ -145,7 +160,10 @@ def attention(graph: IntGraph, group: Group, isa: Isa) -> Call | None:
     half = op.offset + ((1 << op.shift) >> 1)
     ends = tuple((end * op.numerator + half) >> op.shift for end in (min(v.lo, 0), max(v.hi, 0)))
     problem = Problem(
-        op,
+        op.bits,
+        op.dtype,
+        op.lo,
+        op.hi,
         *q.shape[1:3],
         k.shape[2],
         q.shape[3],
@@ -155,13 +173,18 @@ def attention(graph: IntGraph, group: Group, isa: Isa) -> Call | None:
         places[1],
         places[2],
         Place(0, 0, strides[1], strides[2]),
-        (ends[0], ends[1]),
+        fits32(*ends),
     )
+    exp = op.exp
+    scalars = (exp.pre, exp.cap, exp.multiplier, exp.shift, op.numerator, half, op.shift)
     return Call(
         "attention",
         problem,
         lambda name: attention_kernel(name, problem, isa),
-        tuple(As(root, (graph[root].type.size,)) for root in roots),
+        (
+            *(As(root, (graph[root].type.size,)) for root in roots),
+            np.array(scalars, np.int64),
+        ),
         (node.type.size,),
         op.dtype,
     )
@@ -178,7 +201,7 @@ def _scratch(keys: int, depth: int, width: int) -> int:
 
 
 def attention_kernel(name: str, problem: Problem, isa: Isa) -> PrimFunc:
-    """`name(*roots int8 [size], out [size])`: parallel over heads and blocks of queries."""
+    """`name(*roots int8 [size], scalars int64, out [size])`: parallel over heads and blocks of queries."""
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_name(name)
         T.func_attr(function_attributes(name))
@@ -186,8 +209,9 @@ def attention_kernel(name: str, problem: Problem, isa: Isa) -> PrimFunc:
             T.arg(f"x{i}", T.buffer((size,), "int8")) for i, size in enumerate(problem.sizes)
         )
         size = problem.heads * problem.queries * problem.width
-        out = T.arg("out", T.buffer((size,), problem.op.dtype))
-        kernel = _Kernel(problem, isa, inputs, out)
+        scalars = T.arg("scalars", T.buffer((len(SCALARS),), "int64"))
+        out = T.arg("out", T.buffer((size,), problem.dtype))
+        kernel = _Kernel(problem, isa, inputs, scalars, out)
         blocks = -(-problem.queries // isa.lanes)
         parts = min(blocks, -(-MIN_TASKS // problem.heads))
         share = -(-blocks // parts)
@@ -215,8 +239,8 @@ def _emit_keys(kernel: _Kernel, head: Expr) -> tuple[Buffer, Buffer]:
     of the queries: `-128 * sum_d k`, int32 `[keys]`."""
     problem, isa = kernel.problem, kernel.isa
     source = kernel.inputs[problem.k.parameter]
-    keys = T.alloc_buffer((problem.keys, problem.depth // isa.group), "int32", scope="local")
-    fold = T.alloc_buffer((problem.keys,), "int32", scope="local")
+    keys = T.alloc_buffer((problem.keys, problem.depth // isa.group), "int32", scope="global")
+    fold = T.alloc_buffer((problem.keys,), "int32", scope="global")
     with T.serial(problem.keys) as j:
         start = T.Bind(problem.k.at(head, j))
         acc: Expr = T.int32(0)
@@ -243,7 +267,7 @@ def _emit_values(kernel: _Kernel, head: Expr) -> Buffer:
     """The head's values as groups along keys: int32 `[ceil(keys / group), width]`, zero padded."""
     problem, isa = kernel.problem, kernel.isa
     source = kernel.inputs[problem.v.parameter]
-    values = T.alloc_buffer((kernel.groups, problem.width), "int32", scope="local")
+    values = T.alloc_buffer((kernel.groups, problem.width), "int32", scope="global")
     mask = (1 << kernel.bits) - 1
 
     def pack(group: Expr | int, members: int) -> None:
@@ -273,8 +297,8 @@ def _emit_block(
     problem, lanes = kernel.problem, kernel.lanes
     lane = span(0, lanes)
     packed = _emit_queries(kernel, head, query)
-    scores = T.alloc_buffer((problem.keys, lanes), "int32", scope="local")
-    top = T.alloc_buffer((lanes,), "int32", scope="local")
+    scores = T.alloc_buffer((problem.keys, lanes), "int32", scope="global")
+    top = T.alloc_buffer((lanes,), "int32", scope="global")
     T.buffer_store(top, splat(-(2**31), "int32", lanes), [lane])
     whole, left = divmod(problem.keys, kernel.block)
     with T.serial(whole) as step:
@@ -282,9 +306,9 @@ def _emit_block(
     if left:
         _emit_scores(kernel, (whole * kernel.block, left), packed, keys, fold, scores, top)
     weights, sums = _emit_weights(kernel, scores, top)
-    inverse = widen(sums).map(lambda part: quotient(problem.op.numerator, part))
+    inverse = widen(sums).map(lambda part: quotient(kernel.scalar("numerator"), part))
     results = T.alloc_buffer(
-        (problem.width // _per_lane(problem), lanes), "int32", scope="local"
+        (problem.width // _per_lane(problem), lanes), "int32", scope="global"
     )
     for offset in range(0, problem.width, kernel.block):
         count = min(kernel.block, problem.width - offset)
@@ -297,7 +321,7 @@ def _emit_queries(kernel: _Kernel, head: Expr, query: Expr) -> Buffer:
     """The queries of the lanes as groups along depth: int32 `[depth / group, lanes]`."""
     problem, isa, lanes = kernel.problem, kernel.isa, kernel.lanes
     source = kernel.inputs[problem.q.parameter]
-    packed = T.alloc_buffer((problem.depth // isa.group, lanes), "int32", scope="local")
+    packed = T.alloc_buffer((problem.depth // isa.group, lanes), "int32", scope="global")
     with T.serial(lanes) as i:
         # Lanes past the last query repeat it; their results are not stored.
         token = T.Bind(T.min(query + i, problem.queries - 1))
@@ -325,7 +349,7 @@ def _emit_scores(
     start, count = block
     lanes = kernel.lanes
     lane = span(0, lanes)
-    acc = T.alloc_buffer((count, lanes), "int32", scope="local")
+    acc = T.alloc_buffer((count, lanes), "int32", scope="global")
     for j in range(count):
         begin = fold[start + j] if not kernel.signed else 0
         T.buffer_store(acc, splat(begin, "int32", lanes), [j, lane])
@@ -343,9 +367,10 @@ def _emit_weights(kernel: _Kernel, scores: Buffer, top: Buffer) -> tuple[Buffer,
     """The unnormalised probabilities as groups along keys, and their sums."""
     problem, isa, lanes = kernel.problem, kernel.isa, kernel.lanes
     lane = span(0, lanes)
-    full = full_scale(problem.op.bits)
-    weights = T.alloc_buffer((kernel.groups, lanes), "int32", scope="local")
-    sums = T.alloc_buffer((lanes,), "int32", scope="local")
+    full = full_scale(problem.bits)
+    exp = Exp2Scalars(*(keep(T.Cast("int32", kernel.scalars[i])) for i in range(4)))
+    weights = T.alloc_buffer((kernel.groups, lanes), "int32", scope="global")
+    sums = T.alloc_buffer((lanes,), "int32", scope="global")
     T.buffer_store(sums, splat(0, "int32", lanes), [lane])
     ones = splat(sum(1 << i * kernel.bits for i in range(isa.group)), "int32", lanes)
 
@@ -353,7 +378,7 @@ def _emit_weights(kernel: _Kernel, scores: Buffer, top: Buffer) -> tuple[Buffer,
         packed = splat(0, "int32", lanes)
         for member in range(members):
             score = scores[group * isa.group + member, lane]
-            p = emit_exp2(problem.op.exp, top[lane] - score, full, isa)
+            p = emit_exp2(exp, top[lane] - score, full, isa)
             packed = packed | (p << splat(member * kernel.bits, "int32", lanes))
         packed = keep(packed)
         T.buffer_store(weights, packed, [group, lane])
@@ -373,7 +398,7 @@ def _emit_weighted(
     """Sums of values weighted by probabilities: `count` columns from `offset`, `[count, lanes]`."""
     lanes = kernel.lanes
     lane = span(0, lanes)
-    acc = T.alloc_buffer((count, lanes), "int32", scope="local")
+    acc = T.alloc_buffer((count, lanes), "int32", scope="global")
     for e in range(count):
         T.buffer_store(acc, splat(0, "int32", lanes), [e, lane])
     with T.serial(kernel.groups) as g:
@@ -386,22 +411,23 @@ def _emit_weighted(
 
 def _per_lane(problem: Problem) -> int:
     """Results that fit in an int32."""
-    return 32 // limits_bits(problem.op.dtype)
+    return 32 // limits_bits(problem.dtype)
 
 
 def _emit_results(
-    kernel: _Kernel, offset: int, count: int, acc: Buffer, inverse: object, results: Buffer
+    kernel: _Kernel, offset: int, count: int, acc: Buffer, inverse: Wide, results: Buffer
 ) -> None:
     """Normalise, requantise and pack the results of some columns, neighbours in one int32."""
-    op, lanes = kernel.problem.op, kernel.lanes
+    problem, lanes = kernel.problem, kernel.lanes
     lane = span(0, lanes)
     together = _per_lane(kernel.problem)
     bits = 32 // together
     for start in range(0, count, together):
         packed = splat(0, "int32", lanes)
         for member in range(together):
-            product = widen(acc[start + member, lane]) * inverse + op.offset
-            value = saturate(product.rounded_shift(op.shift), op.lo, op.hi, kernel.problem.ends)
+            product = widen(acc[start + member, lane]) * inverse + kernel.scalar("offset")
+            shifted = product >> kernel.scalar("shift")
+            value = limited(shifted, problem.lo, problem.hi, problem.fits)
             if bits < 32:
                 value = value & splat((1 << bits) - 1, "int32", lanes)
             packed = packed | (value << splat(member * bits, "int32", lanes))
@@ -414,5 +440,5 @@ def _emit_out(kernel: _Kernel, head: Expr, query: Expr, results: Buffer) -> None
     with T.serial(T.min(kernel.lanes, problem.queries - query)) as i:
         start = T.Bind(problem.out.at(head, query + i))
         with T.serial(problem.width // together) as g:
-            value = T.reinterpret(typed(problem.op.dtype, together), results[g, i])
+            value = T.reinterpret(typed(problem.dtype, together), results[g, i])
             T.buffer_store(kernel.out, value, [span(start + g * together, together)])

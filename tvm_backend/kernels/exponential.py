@@ -1,29 +1,41 @@
 """The integer exponential of `iqvit.ops.exp2` on int32 vectors."""
 
+from dataclasses import dataclass
+
 from tvm.ir import Expr
 from tvm.tirx.script import builder as T
 
-from iqvit.ops.exp2 import C1, C2, C3, OCTAVES, ONE, Exp2
+from iqvit.ops.exp2 import C1, C2, C3, OCTAVES, ONE
 from iqvit.tvm_backend.kernels.integers import keep, madd
 from iqvit.tvm_backend.kernels.isa import Isa
 from iqvit.tvm_backend.kernels.vector import splat
 
 
-def emit_exp2(exp: Exp2, d: Expr, full: int, isa: Isa) -> Expr:
-    """`exp.run(d, full)` for a whole vector of int32 d >= 0; full at most 32767.
+@dataclass(frozen=True)
+class Exp2Scalars:
+    """The attributes of an `Exp2` as int32 expressions."""
+
+    pre: Expr
+    cap: Expr
+    multiplier: Expr
+    shift: Expr
+
+
+def emit_exp2(exp: Exp2Scalars, d: Expr, full: int, isa: Isa) -> Expr:
+    """`Exp2.run(d, full)` for a whole vector of int32 d >= 0; full at most 32767.
 
     Products of numbers below 2**15 take the 16-bit multiply, which is the faster one.
     """
     lanes = isa.lanes
 
-    def const(value: int) -> Expr:
+    def const(value: Expr | int) -> Expr:
         return splat(value, "int32", lanes)
 
     def times(a: Expr, b: Expr) -> Expr:
         return madd(a, b, lanes)
 
-    steps = d if exp.pre == 0 else d >> const(exp.pre)
-    t = (T.min(steps, const(exp.cap)) * const(exp.multiplier)) >> const(exp.shift)
+    steps = T.min(d >> const(exp.pre), const(exp.cap))
+    t = (steps * const(exp.multiplier)) >> const(exp.shift)
     t = keep(T.min(t, const(OCTAVES * ONE - 1)))
     f = keep(t & const(ONE - 1))
     inner = const(C2) - (times(f, const(C3)) >> const(15))

@@ -168,7 +168,7 @@ def _emit_block(kernel: _Kernel, rows: int, block: Expr, first: Expr, count: Exp
         source, base = _emit_copy(kernel, rows, row0), 0
     with T.serial(count) as step:
         panel = T.Bind(first + step)
-        acc = T.alloc_buffer((rows * kernel.isa.vectors, kernel.isa.lanes), "int32", scope="local")
+        acc = T.alloc_buffer((rows * kernel.isa.vectors, kernel.isa.lanes), "int32", scope="global")
         _emit_dots(kernel, acc, rows, panel, source, base)
         _emit_stores(kernel, acc, rows, panel, row0)
 
@@ -178,7 +178,7 @@ def _emit_copy(kernel: _Kernel, rows: int, row0: Expr) -> Buffer:
     gemm, isa = kernel.gemm, kernel.isa
     width = kernel.groups * isa.group
     dtype = "int8" if isa.operand == "uint8" else isa.operand
-    scratch = T.alloc_buffer((rows, width), dtype, scope="local")
+    scratch = T.alloc_buffer((rows, width), dtype, scope="global")
     widest = isa.slots
     whole = gemm.k // widest
 
@@ -279,7 +279,7 @@ def _emit_partial(
     # Through a block-sized buffer, so that the last columns leave in pieces and none beyond them.
     isa = kernel.isa
     dtype = kernel.gemm.value_dtype
-    block = T.alloc_buffer((rows, isa.panel), dtype, scope="local")
+    block = T.alloc_buffer((rows, isa.panel), dtype, scope="global")
     lanes = isa.panel
     for r in range(rows):
         values = _values(kernel, acc, r, panel)

@@ -35,23 +35,23 @@ class Wide:
         pairs = zip(self.parts, other.parts, strict=True)
         return Wide(tuple(function(a, b) for a, b in pairs))
 
-    def __mul__(self, other: "Wide | int") -> "Wide":
-        if isinstance(other, int):
-            return self.map(lambda a: a * splat(other, "int64", lanes_of(a)))
-        return self.with_(other, lambda a, b: a * b)
+    def _each(self, other: "Wide | Expr | int", function: Callable[[Expr, Expr], Expr]) -> "Wide":
+        if isinstance(other, Wide):
+            return self.with_(other, function)
+        return self.map(lambda part: function(part, splat(other, "int64", lanes_of(part))))
 
-    def __add__(self, other: "Wide | int") -> "Wide":
-        if isinstance(other, int):
-            return self if other == 0 else self.map(lambda a: a + splat(other, "int64", lanes_of(a)))
-        return self.with_(other, lambda a, b: a + b)
+    def __mul__(self, other: "Wide | Expr | int") -> "Wide":
+        return self._each(other, lambda a, b: a * b)
 
-    def __rshift__(self, shift: int) -> "Wide":
-        return self if shift == 0 else self.map(lambda a: a >> splat(shift, "int64", lanes_of(a)))
+    def __add__(self, other: "Wide | Expr | int") -> "Wide":
+        return self._each(other, lambda a, b: a + b)
+
+    def __rshift__(self, shift: "Expr | int") -> "Wide":
+        return self._each(shift, lambda a, b: a >> b)
 
     def rounded_shift(self, shift: int) -> "Wide":
         """`(self + 2**(shift-1)) >> shift`."""
-        return (self + ((1 << shift) >> 1)) >> shift
-
+        return self if shift == 0 else (self + T.int64(1 << (shift - 1))) >> shift
 
 
 def widen(value: Expr) -> Wide:
@@ -75,12 +75,22 @@ def narrow(value: Wide) -> Expr:
 
 
 def saturate(value: Wide, lo: int, hi: int, ends: tuple[int, int]) -> Expr:
-    """An int64 vector limited to `lo..hi` as int32; `ends` is its range by proof.
+    """An int64 vector limited to `lo..hi` as int32; `ends` is its range by proof."""
+    return limited(value, lo, hi, fits32(*ends))
 
-    The limits are applied to 32-bit lanes where the proof allows it.
-    """
+
+def fits32(lo: int, hi: int) -> bool:
+    """Whether a proved range fits in int32."""
     least, most = LIMITS["int32"]
-    if least <= ends[0] and ends[1] <= most:
+    return least <= lo and hi <= most
+
+
+def limited(value: Wide, lo: int, hi: int, fits: bool) -> Expr:
+    """An int64 vector limited to `lo..hi` as int32.
+
+    The limits are applied to 32-bit lanes, which is faster, if the values `fit` them by proof.
+    """
+    if fits:
         return clamp(narrow(value), lo, hi)
     return narrow(value.map(lambda part: clamp(part, lo, hi)))
 
@@ -115,22 +125,23 @@ def keep(value: Expr) -> Expr:
     variables, so a chain of them, each used twice, would grow exponentially.
     """
     lanes = lanes_of(value)
-    place = T.alloc_buffer((lanes,), element_of(value), scope="local")
+    place = T.alloc_buffer((lanes,), element_of(value), scope="global")
     T.buffer_store(place, value, [span(0, lanes)])
     return place[span(0, lanes)]
 
 
-def quotient(numerator: int, denominator: Expr) -> Expr:
-    """`numerator // denominator` of positive int64 lanes below 2**31, for a quotient below 2**31.
+def quotient(numerator: Expr, denominator: Expr) -> Expr:
+    """`numerator // denominator`, an int64 by positive int64 lanes below 2**31, for a quotient
+    below 2**31.
 
     Restoring division, a bit a step: for a vector it is faster than a division a lane.
     """
     lanes = lanes_of(denominator)
     lane = span(0, lanes)
     divisor = keep(denominator)
-    rest = T.alloc_buffer((lanes,), "int64", scope="local")
-    result = T.alloc_buffer((lanes,), "int64", scope="local")
-    T.buffer_store(rest, splat(T.int64(numerator), "int64", lanes), [lane])
+    rest = T.alloc_buffer((lanes,), "int64", scope="global")
+    result = T.alloc_buffer((lanes,), "int64", scope="global")
+    T.buffer_store(rest, splat(numerator, "int64", lanes), [lane])
     T.buffer_store(result, splat(0, "int64", lanes), [lane])
     with T.serial(QUOTIENT_BITS) as step:
         bit = splat(T.Cast("int64", QUOTIENT_BITS - 1 - step), "int64", lanes)
@@ -143,8 +154,8 @@ def square_root(value: Expr) -> Expr:
     """The exact floor of the square root of int64 lanes in 0..2**62-1, two bits of it a step."""
     lanes = lanes_of(value)
     lane = span(0, lanes)
-    rest = T.alloc_buffer((lanes,), "int64", scope="local")
-    root = T.alloc_buffer((lanes,), "int64", scope="local")
+    rest = T.alloc_buffer((lanes,), "int64", scope="global")
+    root = T.alloc_buffer((lanes,), "int64", scope="global")
     T.buffer_store(rest, value, [lane])
     T.buffer_store(root, splat(0, "int64", lanes), [lane])
     one = splat(1, "int64", lanes)

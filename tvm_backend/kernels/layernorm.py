@@ -28,7 +28,6 @@ from iqvit.tvm_backend.kernels.isa import Isa
 from iqvit.tvm_backend.kernels.vector import (
     clamp,
     function_attributes,
-    lanes_of,
     pieces,
     span,
     splat,
@@ -36,16 +35,36 @@ from iqvit.tvm_backend.kernels.vector import (
 )
 
 
+SCALARS = ("epsilon", "scale", "one", "half", "norm_shift", "shift")
+"""What the function is given as int64, so that all layers of a shape share it: epsilon, how far
+the spread is scaled up, the numerator of the reciprocal, and the shifts."""
+
+
 @dataclass(frozen=True)
-class _Kernel:
-    op: LayerNorm
-    isa: Isa
+class Form:
+    """What the generated code depends on."""
+
     rows: int
     count: int
+    x_dtype: str
+    dtype: str
+    lo: int
+    hi: int
+
+
+@dataclass(frozen=True)
+class _Kernel:
+    form: Form
+    isa: Isa
     x: Buffer
     gain: Buffer
     bias: Buffer
+    scalars: Buffer
     out: Buffer
+
+    def scalar(self, name: str) -> Expr:
+        """One of `SCALARS`."""
+        return self.scalars[SCALARS.index(name)]
 
     @property
     def group(self) -> int:
@@ -58,7 +77,7 @@ def layernorm(graph: IntGraph, group: Group, isa: Isa) -> Call | None:
     node = group.head
     op = node.op
     x, gain, bias = graph.types_of(node)
-    if not isinstance(op, LayerNorm) or x.dtype not in ("int8", "uint8", "int16"):
+    if not isinstance(op, LayerNorm):
         return None
     half = (1 << op.shift) >> 1
     # The rounding constant joins the bias; the range proof covers their sum.
@@ -67,50 +86,59 @@ def layernorm(graph: IntGraph, group: Group, isa: Isa) -> Call | None:
         return None
     count = x.shape[-1]
     rows = x.size // count
-    key = (op, rows, count, x.dtype)
+    form = Form(rows, count, x.dtype, op.dtype, op.lo, op.hi)
+    scalars = np.array(
+        [
+            op.epsilon,
+            2 * op.extra,
+            1 << op.reciprocal,
+            1 << (op.norm_shift - 1),
+            op.norm_shift,
+            op.shift,
+        ],
+        np.int64,
+    )
     return Call(
         "layernorm",
-        key,
-        lambda name: layernorm_kernel(name, op, (rows, count), x.dtype, isa),
-        (As(node.inputs[0], (rows, count)), node.inputs[1], rounded.astype(np.int32)),
+        form,
+        lambda name: layernorm_kernel(name, form, isa),
+        (As(node.inputs[0], (rows, count)), node.inputs[1], rounded.astype(np.int32), scalars),
         (rows, count),
         op.dtype,
     )
 
 
-def layernorm_kernel(
-    name: str, op: LayerNorm, shape: tuple[int, int], dtype: str, isa: Isa
-) -> PrimFunc:
-    """`name(x [rows, n], gain int32 [n], bias int32 [n], out [rows, n])`, parallel over rows.
-
-    `bias` holds the rounding constant of the last shift.
+def layernorm_kernel(name: str, form: Form, isa: Isa) -> PrimFunc:
+    """`name(x [rows, n], gain int32 [n], bias int32 [n], scalars int64, out [rows, n])`, parallel
+    over rows. `bias` holds the rounding constant of the last shift; `scalars` are `SCALARS`.
     """
-    rows, count = shape
+    shape = (form.rows, form.count)
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_name(name)
         T.func_attr(function_attributes(name))
-        x = T.arg("x", T.buffer(shape, dtype))
-        gain = T.arg("gain", T.buffer((count,), "int32"))
-        bias = T.arg("bias", T.buffer((count,), "int32"))
-        out = T.arg("out", T.buffer(shape, op.dtype))
-        kernel = _Kernel(op, isa, rows, count, x, gain, bias, out)
-        full, left = divmod(rows, kernel.group)
+        x = T.arg("x", T.buffer(shape, form.x_dtype))
+        gain = T.arg("gain", T.buffer((form.count,), "int32"))
+        bias = T.arg("bias", T.buffer((form.count,), "int32"))
+        scalars = T.arg("scalars", T.buffer((len(SCALARS),), "int64"))
+        out = T.arg("out", T.buffer(shape, form.dtype))
+        kernel = _Kernel(form, isa, x, gain, bias, scalars, out)
+        full, left = divmod(form.rows, kernel.group)
         with T.parallel(full + (left > 0)) as block:
             first = T.Bind(block * kernel.group)
-            here = kernel.group if left == 0 else T.Bind(T.min(kernel.group, rows - first))
+            here = kernel.group if left == 0 else T.Bind(T.min(kernel.group, form.rows - first))
             _emit_rows(kernel, first, here)
     return builder.get()
 
 
 def _emit_rows(kernel: _Kernel, first: Expr, here: Expr | int) -> None:
     lanes = kernel.group
-    sums = T.alloc_buffer((lanes,), "int32", scope="local")
-    spreads = T.alloc_buffer((lanes,), "int64", scope="local")
+    sums = T.alloc_buffer((lanes,), "int32", scope="global")
+    spreads = T.alloc_buffer((lanes,), "int64", scope="global")
     T.buffer_store(spreads, splat(1, "int64", lanes), [span(0, lanes)])
     with T.serial(here) as r:
         _emit_sums(kernel, first + r, r, sums, spreads)
-    scaled = keep(spreads[span(0, lanes)] << splat(2 * kernel.op.extra, "int64", lanes))
-    inverse = quotient(1 << kernel.op.reciprocal, square_root(scaled))
+    scaled = keep(spreads[span(0, lanes)] << splat(kernel.scalar("scale"), "int64", lanes))
+    inverse = quotient(kernel.scalar("one"), square_root(scaled))
     T.buffer_store(spreads, inverse, [span(0, lanes)])
     with T.serial(here) as r:
         _emit_normalised(kernel, first + r, sums[r], spreads[r])
@@ -118,59 +146,72 @@ def _emit_rows(kernel: _Kernel, first: Expr, here: Expr | int) -> None:
 
 def _emit_sums(kernel: _Kernel, row: Expr, r: Expr, sums: Buffer, spreads: Buffer) -> None:
     """The sum of a row and `n * (sum of squares) - sum**2 + epsilon`, exactly."""
-    isa, count = kernel.isa, kernel.count
-    width = 2 * isa.lanes
-    acc = T.alloc_buffer((isa.lanes,), "int32", scope="local")
-    squares = T.alloc_buffer((isa.lanes // 2,), "int64", scope="local")
+    isa, count = kernel.isa, kernel.form.count
+    short = kernel.form.x_dtype != "int32"
+    dtype, width = ("int16", 2 * isa.lanes) if short else ("int32", isa.lanes)
+    acc = T.alloc_buffer((isa.lanes,), "int32", scope="global")
+    squares = T.alloc_buffer((isa.lanes // 2,), "int64", scope="global")
     lane, half = span(0, isa.lanes), span(0, isa.lanes // 2)
     T.buffer_store(acc, splat(0, "int32", isa.lanes), [lane])
     T.buffer_store(squares, splat(0, "int64", isa.lanes // 2), [half])
 
     def add(values: Expr) -> None:
         values = keep(values)
-        ones = splat(1, "int16", width)
-        T.buffer_store(acc, acc[lane] + madd(values, ones, isa.lanes), [lane])
-        # Two squares reach 2**31, which is right as an unsigned number.
-        pairs = keep(
-            T.reinterpret(typed("uint64", isa.lanes // 2), madd(values, values, isa.lanes))
-        )
-        low = pairs & splat(T.uint64(0xFFFFFFFF), "uint64", isa.lanes // 2)
-        high = pairs >> splat(T.uint64(32), "uint64", isa.lanes // 2)
-        both = T.reinterpret(typed("int64", isa.lanes // 2), low + high)
-        T.buffer_store(squares, squares[half] + both, [half])
+        total_of, squares_of = (_short_sums if short else _long_sums)(values, isa)
+        T.buffer_store(acc, acc[lane] + total_of, [lane])
+        T.buffer_store(squares, squares[half] + squares_of, [half])
 
-    def wide(start: Expr | int, lanes: int) -> Expr:
-        return as_type(kernel.x[row, span(start, lanes)], "int16")
+    def read(start: Expr | int, lanes: int) -> Expr:
+        return as_type(kernel.x[row, span(start, lanes)], dtype)
 
     whole = count // width
     if whole:
         with T.serial(whole) as i:
-            add(wide(i * width, width))
+            add(read(i * width, width))
     if count % width:
-        rest = T.alloc_buffer((width,), "int16", scope="local")
-        T.buffer_store(rest, splat(0, "int16", width), [span(0, width)])
+        rest = T.alloc_buffer((width,), dtype, scope="global")
+        T.buffer_store(rest, splat(0, dtype, width), [span(0, width)])
         for offset, lanes in pieces(count - whole * width, width):
-            T.buffer_store(rest, wide(whole * width + offset, lanes), [span(offset, lanes)])
+            T.buffer_store(rest, read(whole * width + offset, lanes), [span(offset, lanes)])
         add(rest[span(0, width)])
     row_sum = keep(total(acc[lane]))
     T.buffer_store(sums, row_sum, [r])
     wide_sum = keep(T.Cast("int64", row_sum))
     spread = T.int64(count) * total(squares[half]) - wide_sum * wide_sum
-    T.buffer_store(spreads, spread + T.int64(kernel.op.epsilon), [r])
+    T.buffer_store(spreads, spread + kernel.scalar("epsilon"), [r])
+
+
+def _short_sums(values: Expr, isa: Isa) -> tuple[Expr, Expr]:
+    """Sums of int16 lanes, as int32, and of their squares, as int64."""
+    lanes = isa.lanes // 2
+    sums = madd(values, splat(1, "int16", 2 * isa.lanes), isa.lanes)
+    # Two squares reach 2**31, which is right as an unsigned number.
+    pairs = keep(T.reinterpret(typed("uint64", lanes), madd(values, values, isa.lanes)))
+    low = pairs & splat(T.uint64(0xFFFFFFFF), "uint64", lanes)
+    high = pairs >> splat(T.uint64(32), "uint64", lanes)
+    return sums, T.reinterpret(typed("int64", lanes), low + high)
+
+
+def _long_sums(values: Expr, _: Isa) -> tuple[Expr, Expr]:
+    """Sums of int32 lanes (themselves), and of their squares, as int64."""
+    wide = widen(values)
+    even, odd = (wide * wide).parts
+    return values, even + odd
 
 
 def _emit_normalised(kernel: _Kernel, row: Expr, row_sum: Expr, inverse: Expr) -> None:
-    op, isa, count = kernel.op, kernel.isa, kernel.count
+    form, isa, count = kernel.form, kernel.isa, kernel.form.count
     row_sum, inverse = keep(row_sum), keep(inverse)
+    shift = keep(T.Cast("int32", kernel.scalar("shift")))
 
     def piece(start: Expr | int, lanes: int) -> None:
         x = as_int32(kernel.x[row, span(start, lanes)])
         centred = keep(x * splat(count, "int32", lanes) - splat(row_sum, "int32", lanes))
-        scaled = widen(centred).map(lambda part: part * splat(inverse, "int64", lanes_of(part)))
-        t = narrow(scaled.rounded_shift(op.norm_shift))
+        scaled = widen(centred) * inverse + kernel.scalar("half")
+        t = narrow(scaled >> kernel.scalar("norm_shift"))
         acc = t * kernel.gain[span(start, lanes)] + kernel.bias[span(start, lanes)]
-        value = clamp(acc >> splat(op.shift, "int32", lanes), op.lo, op.hi)
-        T.buffer_store(kernel.out, as_type(value, op.dtype), [row, span(start, lanes)])
+        value = clamp(acc >> splat(shift, "int32", lanes), form.lo, form.hi)
+        T.buffer_store(kernel.out, as_type(value, form.dtype), [row, span(start, lanes)])
 
     whole = count // isa.lanes
     if whole:
@@ -178,4 +219,3 @@ def _emit_normalised(kernel: _Kernel, row: Expr, row_sum: Expr, inverse: Expr) -
             piece(i * isa.lanes, isa.lanes)
     for offset, lanes in pieces(count - whole * isa.lanes, isa.lanes):
         piece(whole * isa.lanes + offset, lanes)
-
