@@ -215,7 +215,7 @@ def test_on_a_terminal_tables_are_drawn(monkeypatch, capsys):
     screen.table(("name", "macs"), [("b", None), (long, 1234567)], "Title")
     screen.facts({"name": "[bold]", "share": 0.5, "few": 1e-9, "yes": True})
     out = re.sub(r"\x1b\[[\d;]*m", "", capsys.readouterr().out)
-    assert long in "".join(out.split())  # folded, not cut
+    assert long in "".join(out.replace("1,234,567", "").split())  # folded, not cut
     for text in ("Title", "1,234,567", "[bold]", "0.50", "1e-09", "yes"):
         assert text in out
     with screen.progress() as report, screen.staged(report) as begin:

@@ -6,7 +6,9 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if __name__ != "iqvit.tvm_backend":
-    raise ImportError("this folder installs as iqvit.tvm_backend; write `from iqvit.tvm_backend import ...`")
+    raise ImportError(
+        "this folder installs as iqvit.tvm_backend; write `from iqvit.tvm_backend import ...`"
+    )
 
 if TYPE_CHECKING:
     from iqvit.tvm_backend.compile import compile

@@ -56,7 +56,7 @@ class _Lowering:
         """The Relax expression of a node's value; constants are made when first read."""
         if name not in self.values:
             constant = self.graph[name].type.value
-            self.values[name] = relax.const(np.asarray(constant))
+            self.values[name] = _constant(np.asarray(constant))
         return self.values[name]
 
     def emit(self, step: Step) -> None:
@@ -86,14 +86,14 @@ class _Lowering:
             return self._reshaped(operand)
         if isinstance(operand, Call):
             return self.builder.emit(self.call(operand))
-        return relax.const(operand)
+        return _constant(operand)
 
     def _reshaped(self, operand: As) -> Any:
         kind = self.graph[operand.name].type
         if kind.shape == operand.shape:
             return self.value(operand.name)
         if kind.value is not None:
-            return relax.const(np.asarray(kind.value).reshape(operand.shape))
+            return _constant(np.asarray(kind.value).reshape(operand.shape))
         return self.builder.emit(relax.op.reshape(self.value(operand.name), operand.shape))
 
     def _function(self, call: Call) -> Any:
@@ -103,3 +103,8 @@ class _Lowering:
             name = f"{call.kernel}_{count}"
             self.functions[key] = self.builder.add_func(call.make(name), name)
         return self.functions[key]
+
+
+def _constant(value: np.ndarray) -> Any:
+    # Without the type given, int64 would become int32.
+    return relax.const(value, str(value.dtype))

@@ -96,8 +96,7 @@ def concat(graph: IntGraph, group: Group, _: Isa) -> Call | None:
         (outer, lengths, dtype),
         lambda name: concat_kernel(name, outer, lengths, dtype),
         tuple(
-            As(source, (outer, length))
-            for source, length in zip(node.inputs, lengths, strict=True)
+            As(source, (outer, length)) for source, length in zip(node.inputs, lengths, strict=True)
         ),
         (outer * sum(lengths),),
         dtype,
@@ -105,14 +104,13 @@ def concat(graph: IntGraph, group: Group, _: Isa) -> Call | None:
 
 
 def concat_kernel(name: str, outer: int, lengths: tuple[int, ...], dtype: str) -> PrimFunc:
-    """`name(*parts [outer, length], out [outer * sum of lengths])`, parallel over the outer axis."""
+    """`name(*parts [outer, length], out [outer * sum of lengths])`, parallel over outer."""
     row = sum(lengths)
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_name(name)
         T.func_attr(function_attributes(name))
         parts = [
-            T.arg(f"part{i}", T.buffer((outer, length), dtype))
-            for i, length in enumerate(lengths)
+            T.arg(f"part{i}", T.buffer((outer, length), dtype)) for i, length in enumerate(lengths)
         ]
         out = T.arg("out", T.buffer((outer * row,), dtype))
         with T.parallel(outer) as task:

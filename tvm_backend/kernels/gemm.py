@@ -18,6 +18,8 @@ from tvm.tirx.script import builder as T
 from iqvit.tvm_backend.kernels.isa import Isa
 from iqvit.tvm_backend.kernels.requant import (
     Requant,
+    Scalars,
+    constants_of,
     exact_int64,
     fits_high_half,
     high_half,
@@ -54,6 +56,9 @@ class Gemm:
     """Shape of the parameter x where it is not (m, k): any leading axes that multiply to m."""
     out_shape: tuple[int, ...] | None = None
     """Shape of the output where it is not (m, n)."""
+    given: bool = False
+    """Whether the function is given the numbers of `requant` (`requant.scalars_of`), after the
+    multipliers, so that GEMMs of one `requant.form_of` share it."""
 
     @property
     def value_dtype(self) -> str:
@@ -78,6 +83,7 @@ class _Kernel:
     weight: Buffer
     bias: Buffer
     mult: Buffer | None
+    scalars: Scalars | None
     extras: tuple[Buffer, ...]
     out: Buffer
     epilogue: Epilogue | None
@@ -103,7 +109,7 @@ def gemm_kernel(
     extras: tuple[Extra, ...] = (),
     epilogue: Epilogue | None = None,
 ) -> PrimFunc:
-    """The GEMM as a TIR function `name(x, weight, bias, [mult,] *extras, out)`.
+    """The GEMM as a TIR function `name(x, weight, bias, [mult, [scalars,]] *extras, out)`.
 
     x `gemm.x_dtype` [m, k]; weight, bias and mult as `packing.pack_weights` makes them for
     `dtype=gemm.value_dtype`; out `gemm.out_dtype` [m, n]. Parallel over blocks of the output.
@@ -116,16 +122,25 @@ def gemm_kernel(
         weight_shape = (panels, groups, isa.vectors, isa.slots)
         weight = T.arg("weight", T.buffer(weight_shape, isa.weight))
         bias = T.arg("bias", T.buffer((panels, isa.vectors, isa.lanes), "int32"))
-        mult = None
+        mult = scalars = None
         if gemm.requant is not None:
             shape = (panels, isa.vectors, 3, isa.lanes)
             mult = T.arg("mult", T.buffer(shape, "int32"))
+            scalars = _scalars(gemm, gemm.requant)
         buffers = tuple(T.arg(e.name, T.buffer(e.shape, e.dtype)) for e in extras)
         out = T.arg("out", T.buffer(gemm.out_shape or (gemm.m, gemm.n), gemm.out_dtype))
         rows = T.decl_buffer((gemm.m, gemm.k), gemm.x_dtype, data=x.data)
         columns = T.decl_buffer((gemm.m, gemm.n), gemm.out_dtype, data=out.data)
-        _emit_tasks(_Kernel(gemm, isa, rows, weight, bias, mult, buffers, columns, epilogue))
+        kernel = _Kernel(gemm, isa, rows, weight, bias, mult, scalars, buffers, columns, epilogue)
+        _emit_tasks(kernel)
     return builder.get()
+
+
+def _scalars(gemm: Gemm, requant: Requant) -> Scalars:
+    if not gemm.given:
+        return constants_of(requant)
+    numbers = T.arg("scalars", T.buffer((3,), "int64"))
+    return Scalars(numbers[0], numbers[1], numbers[2])
 
 
 def _emit_tasks(kernel: _Kernel) -> None:
@@ -297,16 +312,18 @@ def _values(kernel: _Kernel, acc: Buffer, row: int, panel: Expr) -> list[Expr]:
     isa, requant = kernel.isa, kernel.gemm.requant
     lane = span(0, isa.lanes)
     sums = [acc[row * isa.vectors + j, lane] for j in range(isa.vectors)]
-    if requant is None or kernel.mult is None:
+    if requant is None or kernel.mult is None or kernel.scalars is None:
         return sums
+    given = kernel.scalars
     if fits_high_half(requant):
         scaled = [
-            high_half(s, kernel.mult[panel, j, 1, lane], kernel.mult[panel, j, 2, lane], requant)
+            high_half(s, kernel.mult[panel, j, 1, lane], kernel.mult[panel, j, 2, lane], given)
             for j, s in enumerate(sums)
         ]
     else:
         scaled = [
-            exact_int64(s, kernel.mult[panel, j, 0, lane], requant) for j, s in enumerate(sums)
+            exact_int64(s, kernel.mult[panel, j, 0, lane], requant, given)
+            for j, s in enumerate(sums)
         ]
     return narrow([T.Bind(s) for s in scaled], requant, isa)
 

@@ -167,7 +167,7 @@ def square_root(value: Expr) -> Expr:
 
 
 def _subtract_if_fits(rest: Buffer, trial: Expr, digit: Expr) -> Expr:
-    """Take `trial` from the lanes of `rest` that are as large; `digit` in those, 0 in the others."""
+    """Take `trial` from the lanes of `rest` that are as large; `digit` in those, else 0."""
     lanes = lanes_of(trial)
     lane = span(0, lanes)
     trial = keep(trial)

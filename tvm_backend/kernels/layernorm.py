@@ -34,7 +34,6 @@ from iqvit.tvm_backend.kernels.vector import (
     typed,
 )
 
-
 SCALARS = ("epsilon", "scale", "one", "half", "norm_shift", "shift")
 """What the function is given as int64, so that all layers of a shape share it: epsilon, how far
 the spread is scaled up, the numerator of the reciprocal, and the shifts."""
@@ -76,7 +75,7 @@ def layernorm(graph: IntGraph, group: Group, isa: Isa) -> Call | None:
     """The call of a `layernorm`; None where it does not fit."""
     node = group.head
     op = node.op
-    x, gain, bias = graph.types_of(node)
+    x, _gain, bias = graph.types_of(node)
     if not isinstance(op, LayerNorm):
         return None
     half = (1 << op.shift) >> 1

@@ -1,6 +1,7 @@
 """`linear` on the int8 GEMM, with what follows it fused into its epilogue."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 
@@ -8,13 +9,13 @@ from iqvit.intgraph import IntGraph, Node
 from iqvit.inttype import IntType
 from iqvit.ops.linear import Linear
 from iqvit.tvm_backend.fuse import Group
-from iqvit.tvm_backend.kernels.call import As, Call
-from iqvit.tvm_backend.kernels.elementwise import Stage, follow, stage_of
+from iqvit.tvm_backend.kernels.call import Call
 from iqvit.tvm_backend.kernels.gemm import Gemm, gemm_kernel
 from iqvit.tvm_backend.kernels.isa import Isa
 from iqvit.tvm_backend.kernels.packing import pack_weights
 from iqvit.tvm_backend.kernels.portable import portable_gemm_kernel
-from iqvit.tvm_backend.kernels.requant import Requant
+from iqvit.tvm_backend.kernels.requant import Requant, form_of, scalars_of
+from iqvit.tvm_backend.kernels.stages import Stage, Value, follow, stage_of
 
 
 def requant_of(op: Linear) -> Requant:
@@ -48,7 +49,9 @@ def linear(graph: IntGraph, group: Group, isa: Isa) -> Call | None:
     stages, values = followed
     x = graph[node.inputs[0]].type
     weight, bias, mult = constants_of(graph, node)
+    requant = requant_of(op)
     gemm = gemm_of(op, x, weight, group.last.type)
+    gemm = replace(gemm, requant=form_of(requant), given=True)
     packed = pack_weights(
         weight, bias, mult, signed=x.dtype == "int8", dtype=gemm.value_dtype, isa=isa
     )
@@ -64,18 +67,16 @@ def linear(graph: IntGraph, group: Group, isa: Isa) -> Call | None:
         "_".join(["gemm", *(stage.op.NAME for stage in stages)]),
         (gemm, tuple(stages)),
         lambda name: gemm_kernel(gemm, isa, name, extras, epilogue),
-        (node.inputs[0], packed.weight, packed.bias, packed.mult, *values),
+        (node.inputs[0], packed.weight, packed.bias, packed.mult, scalars_of(requant), *values),
         group.last.type.shape,
         gemm.out_dtype,
     )
 
 
-def followers_of(
-    graph: IntGraph, group: Group
-) -> tuple[list[Stage], list[str | np.ndarray | As]] | None:
+def followers_of(graph: IntGraph, group: Group) -> tuple[list[Stage], list[Value]] | None:
     """The followers as stages of an epilogue and their operands; None where one does not fit."""
     stages: list[Stage] = []
-    values: list[str | np.ndarray | As] = []
+    values: list[Value] = []
     before = group.head
     for node in group.followers:
         found = stage_of(graph, node, node.inputs.index(before.name))

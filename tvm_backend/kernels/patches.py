@@ -12,7 +12,7 @@ from iqvit.tvm_backend.kernels.copies import patches_kernel
 from iqvit.tvm_backend.kernels.gemm import Gemm, gemm_kernel
 from iqvit.tvm_backend.kernels.isa import Isa
 from iqvit.tvm_backend.kernels.packing import pack_weights
-from iqvit.tvm_backend.kernels.requant import Requant
+from iqvit.tvm_backend.kernels.requant import Requant, form_of, scalars_of
 from iqvit.tvm_backend.layout import tail_strides
 
 
@@ -37,7 +37,7 @@ def patch_embedding(graph: IntGraph, group: Group, isa: Isa) -> Call | None:
         return None
     k = channels * ph * pw
     requant = Requant(op.shift, op.zero_point, op.dtype, op.lo, op.hi)
-    gemm = Gemm(rows, n, k, x.dtype, requant, op.dtype)
+    gemm = Gemm(rows, n, k, x.dtype, form_of(requant), op.dtype, given=True)
     packed = pack_weights(
         np.asarray(weight.value).reshape(n, k),
         np.asarray(bias.value),
@@ -61,7 +61,7 @@ def patch_embedding(graph: IntGraph, group: Group, isa: Isa) -> Call | None:
         "gemm",
         (gemm, ()),
         lambda name: gemm_kernel(gemm, isa, name),
-        (cut, packed.weight, packed.bias, packed.mult),
+        (cut, packed.weight, packed.bias, packed.mult, scalars_of(requant)),
         (rows, n),
         op.dtype,
     )
@@ -69,7 +69,7 @@ def patch_embedding(graph: IntGraph, group: Group, isa: Isa) -> Call | None:
 
 def _as_rows(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
     """Whether `[1, N, H, W]` lies as `[H * W, N]`."""
-    _, n, down, across = shape
+    _, n, _down, across = shape
     wanted = (0, 1, across * n, n)
     pairs = zip(shape, strides, wanted, strict=True)
     return all(size == 1 or have == want for size, have, want in pairs)

@@ -1,7 +1,8 @@
 """The requantisation rule on vectors: `((acc * m) + 2**(s-1) >> s) + zero_point`, then clamp."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
 from tvm.ir import Expr
 from tvm.tirx.script import builder as T
 
@@ -37,14 +38,49 @@ class Requant:
             raise GraphError(f"requantisation to {self.lo}..{self.hi} does not fit {self.dtype}")
 
 
-def exact_int64(acc: Expr, mult: Expr, requant: Requant) -> Expr:
+@dataclass(frozen=True)
+class Scalars:
+    """The numbers of a `Requant` in generated code: constants, or what the function is given."""
+
+    shift: Expr | int
+    """Of the rule, or of its upper half (32 less) for `high_half`."""
+    rounding: Expr | int
+    zero_point: Expr | int
+
+
+def scalars_of(requant: Requant) -> np.ndarray:
+    """The numbers as int64 `[3]`: shift, rounding constant and zero point of the form that is used.
+
+    In the upper-half form the zero point is in the rounding constant.
+    """
+    t = requant.shift - 32
+    if fits_high_half(requant):
+        values = (t, 2 ** (t - 1) + (requant.zero_point << t), 0)
+    else:
+        values = (requant.shift, 2 ** (requant.shift - 1), requant.zero_point)
+    return np.array(values, np.int64)
+
+
+def constants_of(requant: Requant) -> Scalars:
+    """The numbers as constants."""
+    return Scalars(*(int(value) for value in scalars_of(requant)))
+
+
+def form_of(requant: Requant) -> Requant:
+    """One requantisation for all that differ only in the numbers that a function can be given."""
+    shift = 33 if fits_high_half(requant) else 32
+    return replace(requant, shift=shift, zero_point=0)
+
+
+def exact_int64(acc: Expr, mult: Expr, requant: Requant, scalars: Scalars | None = None) -> Expr:
     """The rule as it is written, in int64, clamped, as int32; `acc` and `mult` int32, any lanes."""
     lanes = lanes_of(acc)
     wide = typed("int64", lanes)
+    numbers = scalars or Scalars(requant.shift, 2 ** (requant.shift - 1), requant.zero_point)
     product = T.Cast(wide, acc) * T.Cast(wide, mult)
-    rounded = product + splat(2 ** (requant.shift - 1), "int64", lanes)
-    shifted = rounded >> splat(requant.shift, "int64", lanes)
-    shifted = shifted + splat(requant.zero_point, "int64", lanes)
+    rounded = product + splat(numbers.rounding, "int64", lanes)
+    shifted = rounded >> splat(numbers.shift, "int64", lanes)
+    shifted = shifted + splat(numbers.zero_point, "int64", lanes)
     return T.Cast(typed("int32", lanes), clamp(shifted, requant.lo, requant.hi))
 
 
@@ -55,7 +91,7 @@ def fits_high_half(requant: Requant) -> bool:
     return t >= 1 and 2**30 + 2 ** (t - 1) + (abs(requant.zero_point) << t) < 2**31
 
 
-def high_half(acc: Expr, even: Expr, odd: Expr, requant: Requant) -> Expr:
+def high_half(acc: Expr, even: Expr, odd: Expr, scalars: Scalars) -> Expr:
     """The rule without its clamp, from the upper halves of the 64-bit products, as int32.
 
     With `s >= 33` the rounding constant has no bits below 2**32, so the lower halves never matter:
@@ -71,9 +107,12 @@ def high_half(acc: Expr, even: Expr, odd: Expr, requant: Requant) -> Expr:
     product_odd = _multiply_even(duplicated, odd)
     halves = [typed_reinterpret("int32", product_even), typed_reinterpret("int32", product_odd)]
     high = T.Shuffle(halves, [(i | 1) + (lanes if i % 2 else 0) for i in range(lanes)])
-    t = requant.shift - 32
-    rounded = high + splat(2 ** (t - 1) + (requant.zero_point << t), "int32", lanes)
-    return rounded >> splat(t, "int32", lanes)
+    rounded = high + splat(_int32(scalars.rounding), "int32", lanes)
+    return rounded >> splat(_int32(scalars.shift), "int32", lanes)
+
+
+def _int32(number: Expr | int) -> Expr | int:
+    return number if isinstance(number, int) else T.Cast("int32", number)
 
 
 def typed_reinterpret(dtype: str, value: Expr) -> Expr:

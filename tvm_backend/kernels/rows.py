@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 from tvm.ir import Expr
@@ -10,28 +11,32 @@ from tvm.tirx import Buffer, PrimFunc
 from tvm.tirx.script import builder as T
 
 from iqvit.intgraph import IntGraph
-from iqvit.inttype import LIMITS
+from iqvit.inttype import LIMITS, IntType
 from iqvit.ops.row_linear import FRACTION as BIAS_FRACTION
 from iqvit.ops.row_linear import RowLinear
 from iqvit.ops.row_peak import RowPeak
 from iqvit.ops.row_quantise import FRACTION, RowQuantise
 from iqvit.tvm_backend.fuse import Group
 from iqvit.tvm_backend.kernels.call import As, Call
-from iqvit.tvm_backend.kernels.elementwise import Stage
 from iqvit.tvm_backend.kernels.gemm import Extra, Gemm, gemm_kernel
 from iqvit.tvm_backend.kernels.integers import (
+    Wide,
     as_int32,
     as_type,
+    fits32,
     joined,
     keep,
+    limited,
+    narrow,
     parts_of,
-    saturate,
     widen,
 )
 from iqvit.tvm_backend.kernels.isa import Isa
 from iqvit.tvm_backend.kernels.linear import followers_of
 from iqvit.tvm_backend.kernels.packing import pack_weights
+from iqvit.tvm_backend.kernels.stages import Stage
 from iqvit.tvm_backend.kernels.vector import (
+    clamp,
     function_attributes,
     lanes_of,
     pieces,
@@ -47,47 +52,54 @@ def row_peak(graph: IntGraph, group: Group, isa: Isa) -> Call | None:
     if not isinstance(op, RowPeak):
         return None
     shape = (x.size // x.shape[-1], x.shape[-1])
+    one_sided = bool(op.one_sided)
     return Call(
         "row_peak",
-        (op, shape),
-        lambda name: peak_kernel(name, op, shape, isa),
-        (As(node.inputs[0], shape),),
+        (one_sided, shape),
+        lambda name: peak_kernel(name, one_sided, shape, isa),
+        (As(node.inputs[0], shape), np.array([op.offset], np.int32)),
         (shape[0],),
         "int32",
     )
 
 
-def peak_kernel(name: str, op: RowPeak, shape: tuple[int, int], isa: Isa) -> PrimFunc:
-    """`name(x int16 [rows, n], out int32 [rows])`, parallel over rows."""
+def peak_kernel(name: str, one_sided: bool, shape: tuple[int, int], isa: Isa) -> PrimFunc:
+    """`name(x int16 [rows, n], offset int32 [1], out int32 [rows])`, parallel over rows."""
     rows, count = shape
+    width = 2 * isa.lanes
+    lane = span(0, width)
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_name(name)
         T.func_attr(function_attributes(name))
         x = T.arg("x", T.buffer(shape, "int16"))
+        offset = T.arg("offset", T.buffer((1,), "int32"))
         out = T.arg("out", T.buffer((rows,), "int32"))
         with T.parallel(rows) as m:
-            best = T.alloc_buffer((isa.lanes,), "int32", scope="local")
-            lane = span(0, isa.lanes)
-            T.buffer_store(best, splat(1, "int32", isa.lanes), [lane])
+            most = T.alloc_buffer((width,), "int16", scope="global")
+            least = T.alloc_buffer((width,), "int16", scope="global")
+            T.buffer_store(most, splat(LIMITS["int16"][0], "int16", width), [lane])
+            T.buffer_store(least, splat(LIMITS["int16"][1], "int16", width), [lane])
 
             def piece(start: Expr | int, lanes: int) -> None:
-                size = _size(op, as_int32(x[m, span(start, lanes)]))
-                T.buffer_store(best, T.max(best[span(0, lanes)], size), [span(0, lanes)])
+                value, here = keep(x[m, span(start, lanes)]), span(0, lanes)
+                T.buffer_store(most, T.max(most[here], value), [here])
+                if not one_sided:
+                    T.buffer_store(least, T.min(least[here], value), [here])
 
-            _pieces(count, isa, piece)
-            T.buffer_store(out, _largest(best[lane]), [m])
+            _pieces(count, width, piece)
+            peak = _largest(most[lane])
+            if one_sided:
+                peak = peak - offset[0]
+            else:
+                # -1 - least is its size less one, and fits in int16 whatever it is.
+                flipped = least[lane] ^ splat(-1, "int16", width)
+                peak = T.max(peak, _largest(flipped) + 1)
+            T.buffer_store(out, T.max(peak, T.int32(1)), [m])
     return builder.get()
 
 
-def _size(op: RowPeak, value: Expr) -> Expr:
-    lanes = lanes_of(value)
-    if op.one_sided:
-        return value - splat(op.offset, "int32", lanes)
-    value = keep(value)
-    return T.max(value, splat(0, "int32", lanes) - value)
-
-
 def _largest(value: Expr) -> Expr:
+    """The largest lane, as int32."""
     lanes = lanes_of(value)
     while lanes > 1:
         lanes //= 2
@@ -95,16 +107,16 @@ def _largest(value: Expr) -> Expr:
         low = T.Shuffle([value], list(range(lanes)))
         high = T.Shuffle([value], list(range(lanes, 2 * lanes)))
         value = T.max(low, high)
-    return value
+    return keep(as_int32(value))
 
 
-def _pieces(count: int, isa: Isa, piece: Callable[[Expr | int, int], None]) -> None:
-    whole = count // isa.lanes
+def _pieces(count: int, width: int, piece: Callable[[Expr | int, int], None]) -> None:
+    whole = count // width
     if whole:
         with T.serial(whole) as i:
-            piece(i * isa.lanes, isa.lanes)
-    for offset, lanes in pieces(count - whole * isa.lanes, isa.lanes):
-        piece(whole * isa.lanes + offset, lanes)
+            piece(i * width, width)
+    for offset, lanes in pieces(count - whole * width, width):
+        piece(whole * width + offset, lanes)
 
 
 def row_quantise(graph: IntGraph, group: Group, isa: Isa) -> Call | None:
@@ -113,40 +125,42 @@ def row_quantise(graph: IntGraph, group: Group, isa: Isa) -> Call | None:
     op, x = node.op, graph[node.inputs[0]].type
     if not isinstance(op, RowQuantise):
         return None
-    shape = (x.size // x.shape[-1], x.shape[-1])
+    shape, levels = (x.size // x.shape[-1], x.shape[-1]), op.levels
+    offset = np.array([op.offset if op.one_sided else 0], np.int32)
     return Call(
         "row_quantise",
-        (op, shape),
-        lambda name: quantise_kernel(name, op, shape, node.type.dtype, isa),
-        (As(node.inputs[0], shape), As(node.inputs[1], (shape[0],))),
+        (levels, shape, node.type.dtype),
+        lambda name: quantise_kernel(name, levels, shape, node.type.dtype, isa),
+        (As(node.inputs[0], shape), As(node.inputs[1], (shape[0],)), offset),
         shape,
         node.type.dtype,
     )
 
 
 def quantise_kernel(
-    name: str, op: RowQuantise, shape: tuple[int, int], dtype: str, isa: Isa
+    name: str, levels: int, shape: tuple[int, int], dtype: str, isa: Isa
 ) -> PrimFunc:
-    """`name(x int16 [rows, n], peak int32 [rows], out [rows, n])`, parallel over rows."""
+    """`name(x int16 [rows, n], peak int32 [rows], offset int32 [1], out [rows, n])`, parallel over
+    rows."""
     rows, count = shape
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_name(name)
         T.func_attr(function_attributes(name))
         x = T.arg("x", T.buffer(shape, "int16"))
         peak = T.arg("peak", T.buffer((rows,), "int32"))
+        offset = T.arg("offset", T.buffer((1,), "int32"))
         out = T.arg("out", T.buffer(shape, dtype))
-        offset = op.offset if op.one_sided else 0
         with T.parallel(rows) as m:
-            inverse = keep(T.truncdiv(T.int32(op.levels << FRACTION), peak[m]))
+            inverse = keep(T.truncdiv(T.int32(levels << FRACTION), peak[m]))
 
             def piece(start: Expr | int, lanes: int) -> None:
-                shifted = as_int32(x[m, span(start, lanes)]) - splat(offset, "int32", lanes)
+                shifted = as_int32(x[m, span(start, lanes)]) - splat(offset[0], "int32", lanes)
                 product = shifted * splat(inverse, "int32", lanes)
                 rounded = product + splat(1 << (FRACTION - 1), "int32", lanes)
                 value = rounded >> splat(FRACTION, "int32", lanes)
                 T.buffer_store(out, as_type(value, dtype), [m, span(start, lanes)])
 
-            _pieces(count, isa, piece)
+            _pieces(count, isa.lanes, piece)
     return builder.get()
 
 
@@ -171,39 +185,60 @@ def row_linear(graph: IntGraph, group: Group, isa: Isa) -> Call | None:
     )
     if peak.hi * int(np.abs(mult).max()) > LIMITS["int32"][1]:
         return None
-    ends = op.unsaturated(*graph.types_of(node))
+    form = _Form(op.lo, op.hi, *_fits(op, graph.types_of(node)))
     extras = (
         Extra("peak", (m,), "int32"),
         Extra("row_bias", (n,), "int32"),
         Extra("row_mult", (n,), "int32"),
+        Extra("scalars", (2,), "int64"),
         *(e for i, s in enumerate(stages) for e in s.extras(m, n, f"stage{i}_")),
     )
-    epilogue = _rescale(op, ends, stages, isa, out.dtype)
+    epilogue = _rescale(form, stages, isa, out.dtype)
+    scalars = np.array([(1 << op.shift) >> 1, op.shift], np.int64)
+    fixed = (packed.weight, packed.bias, As(node.inputs[1], (m,)), bias, mult, scalars)
     return Call(
         "_".join(["row_gemm", *(stage.op.NAME for stage in stages)]),
-        (gemm, op, ends, tuple(stages)),
+        (gemm, form, tuple(stages)),
         lambda name: gemm_kernel(gemm, isa, name, extras, epilogue),
-        (node.inputs[0], packed.weight, packed.bias, As(node.inputs[1], (m,)), bias, mult, *values),
+        (node.inputs[0], *fixed, *values),
         out.shape,
         gemm.out_dtype,
     )
 
 
-def _rescale(
-    op: RowLinear, ends: tuple[int, int], stages: list[Stage], isa: Isa, dtype: str
-) -> Callable[..., Expr]:
+@dataclass(frozen=True)
+class _Form:
+    """What the code of the epilogue depends on; its shift is given to the function."""
+
+    lo: int
+    hi: int
+    fine: bool
+    """Whether the result fits int32 with its fractional bits, before it saturates."""
+    fits: bool
+    """Whether it does so without."""
+
+
+def _fits(op: RowLinear, types: list[IntType]) -> tuple[bool, bool]:
+    lo, hi = op.unsaturated(*types)
+    # The bounds of the rounded result, in units of its fraction, hold the unrounded one.
+    fine = fits32((lo - 1) << BIAS_FRACTION, (hi + 1) << BIAS_FRACTION)
+    bias = types[3]
+    room = fits32(((lo - 1) << BIAS_FRACTION) - bias.hi, ((hi + 1) << BIAS_FRACTION) - bias.lo)
+    return fine and room, fits32(lo, hi)
+
+
+def _rescale(form: _Form, stages: list[Stage], isa: Isa, dtype: str) -> Callable[..., Expr]:
     """The epilogue: the row's and the column's factors, the bias, then the followers."""
 
     def epilogue(value: Expr, m: Expr, n: Expr, extras: tuple[Buffer, ...]) -> Expr:
-        peak, bias, mult = extras[:3]
+        peak, bias, mult, scalars = extras[:4]
         results: list[Expr] = []
         for i, part in enumerate(parts_of(value, isa.lanes)):
             at, lanes = n + i * isa.lanes, lanes_of(part)
             factor = keep(mult[span(at, lanes)] * splat(peak[m], "int32", lanes))
-            scaled = (widen(keep(part)) * widen(factor)).rounded_shift(op.shift)
-            moved = scaled.with_(widen(keep(bias[span(at, lanes)])), lambda a, b: a + b)
-            current = saturate(moved.rounded_shift(BIAS_FRACTION), op.lo, op.hi, ends)
-            used = 3
+            scaled = (widen(keep(part)) * widen(factor) + scalars[0]) >> scalars[1]
+            current = _with_bias(form, scaled, keep(bias[span(at, lanes)]))
+            used = 4
             for stage in stages:
                 count = len(stage.operands)
                 current = stage.emit(current, m, at, extras[used : used + count], isa)
@@ -212,3 +247,14 @@ def _rescale(
         return joined(results)
 
     return epilogue
+
+
+def _with_bias(form: _Form, scaled: Wide, bias: Expr) -> Expr:
+    """The bias added, the fraction rounded off, the result saturated."""
+    if not form.fine:
+        moved = (scaled + widen(bias)).rounded_shift(BIAS_FRACTION)
+        return limited(moved, form.lo, form.hi, form.fits)
+    lanes = lanes_of(bias)
+    half = splat(1 << (BIAS_FRACTION - 1), "int32", lanes)
+    rounded = (narrow(scaled) + bias + half) >> splat(BIAS_FRACTION, "int32", lanes)
+    return clamp(rounded, form.lo, form.hi)

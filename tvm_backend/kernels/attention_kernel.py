@@ -1,0 +1,378 @@
+"""`attention` on vectors: one lane a query, so that maxima, exponentials and sums stay in lanes.
+
+    s[j, i] = sum_d q[i, d] * k[j, d]          dot products, k broadcast, q packed by lanes
+    p[j, i] = full * 2**-t(max_j s - s)        in int32 lanes, stored as the next operand
+    a[e, i] = sum_j p[j, i] * v[j, e]          dot products, v broadcast
+    out[i, e] = clamp((a * (numerator // sum_j p) + offset + half) >> shift)
+
+q, k, v and the result are read and written where they lie: any strides of head and token.
+"""
+
+from dataclasses import dataclass
+
+from tvm.ir import Expr
+from tvm.script.ir_builder import IRBuilder
+from tvm.tirx import Buffer, PrimFunc
+from tvm.tirx.script import builder as T
+
+from iqvit.inttype import LIMITS
+from iqvit.ops.exp2 import full_scale
+from iqvit.tvm_backend.kernels.exponential import Exp2Scalars, emit_exp2
+from iqvit.tvm_backend.kernels.integers import (
+    Wide,
+    as_int32,
+    keep,
+    limited,
+    quotient,
+    total,
+    widen,
+)
+from iqvit.tvm_backend.kernels.isa import Isa
+from iqvit.tvm_backend.kernels.vector import (
+    function_attributes,
+    pieces,
+    span,
+    splat,
+    typed,
+)
+
+MIN_TASKS = 6
+"""Tasks that an attention is cut into, so that threads share it evenly; each packs its keys."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor `[heads, tokens, depth]` lies: in which parameter, and how."""
+
+    parameter: int
+    offset: int
+    head: int
+    token: int
+
+    def at(self, head: Expr, token: Expr | int) -> Expr:
+        """The address of the first element of a token."""
+        return head * self.head + token * self.token + self.offset
+
+
+SCALARS = ("pre", "cap", "multiplier", "exp_shift", "numerator", "offset", "shift")
+"""What the function is given as int64, so that all layers of a shape share it: the attributes of
+the operator, with the rounding constant in the offset."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What the generated code depends on: types, sizes, and where everything lies."""
+
+    bits: int
+    dtype: str
+    lo: int
+    hi: int
+    heads: int
+    queries: int
+    keys: int
+    depth: int
+    width: int
+    """Depth of v and of the result."""
+    sizes: tuple[int, ...]
+    """Elements of every parameter."""
+    q: Place
+    k: Place
+    v: Place
+    out: Place
+    fits: bool
+    """Whether the result fits int32 before it saturates."""
+
+
+@dataclass(frozen=True)
+class _Kernel:
+    problem: Problem
+    isa: Isa
+    inputs: tuple[Buffer, ...]
+    scalars: Buffer
+    out: Buffer
+
+    def scalar(self, name: str) -> Expr:
+        """One of `SCALARS`."""
+        return self.scalars[SCALARS.index(name)]
+
+    @property
+    def lanes(self) -> int:
+        return self.isa.lanes
+
+    @property
+    def bits(self) -> int:
+        """Bits of one of the `group` values that lie in an int32 lane."""
+        return 32 // self.isa.group
+
+    @property
+    def signed(self) -> bool:
+        """Whether `dot` takes both operands signed; else the left one is offset by 128."""
+        return self.isa.operand != "uint8"
+
+    @property
+    def groups(self) -> int:
+        """Groups of keys."""
+        return -(-self.problem.keys // self.isa.group)
+
+    @property
+    def block(self) -> int:
+        """Accumulators of one register block."""
+        return self.isa.lanes
+
+    def dot(self, acc: Expr, left: Expr, right: Expr) -> Expr:
+        """`acc` plus the dot products of lanes of packed int32."""
+        isa, lanes = self.isa, self.isa.lanes
+        operand = "int8" if isa.operand == "uint8" else isa.operand
+        a, b = (T.reinterpret(typed(operand, isa.slots), x) for x in (left, right))
+        dtype = typed("int32", lanes)
+        if isa.dot_accumulates:
+            return T.call_llvm_pure_intrin(dtype, isa.dot, acc, a, b)
+        return acc + T.call_llvm_pure_intrin(dtype, isa.dot, a, b)
+
+
+def bits_of(dtype: str) -> int:
+    """Bits of an integer type."""
+    lo, hi = LIMITS[dtype]
+    return (hi - lo).bit_length()
+
+
+def attention_kernel(name: str, problem: Problem, isa: Isa) -> PrimFunc:
+    """`name(*roots int8 [size], scalars int64, out [size])`, parallel over heads and queries."""
+    with IRBuilder() as builder, T.prim_func(s_tir=True):
+        T.func_name(name)
+        T.func_attr(function_attributes(name))
+        inputs = tuple(
+            T.arg(f"x{i}", T.buffer((size,), "int8")) for i, size in enumerate(problem.sizes)
+        )
+        size = problem.heads * problem.queries * problem.width
+        scalars = T.arg("scalars", T.buffer((len(SCALARS),), "int64"))
+        out = T.arg("out", T.buffer((size,), problem.dtype))
+        kernel = _Kernel(problem, isa, inputs, scalars, out)
+        blocks = -(-problem.queries // isa.lanes)
+        parts = min(blocks, -(-MIN_TASKS // problem.heads))
+        share = -(-blocks // parts)
+        with T.parallel(problem.heads * parts) as task:
+            head = T.Bind(task // parts)
+            first = T.Bind(task % parts * share)
+            keys, fold = _emit_keys(kernel, head)
+            values = _emit_values(kernel, head)
+            with T.serial(T.min(share, blocks - first)) as step:
+                query = T.Bind((first + step) * isa.lanes)
+                _emit_block(kernel, head, query, keys, fold, values)
+    return builder.get()
+
+
+def _operand(kernel: _Kernel, value: Expr) -> Expr:
+    """int8 lanes as `dot` reads its right operand, as int32 lanes."""
+    lanes = value.ty.dtype.lanes
+    if kernel.isa.group == 2:
+        value = T.Cast(typed("int16", lanes), value)
+    return T.reinterpret(typed("int32", lanes // kernel.isa.group), value)
+
+
+def _emit_keys(kernel: _Kernel, head: Expr) -> tuple[Buffer, Buffer]:
+    """The head's keys as groups along depth, `[keys, depth / group]`, and what undoes the offset
+    of the queries: `-128 * sum_d k`, int32 `[keys]`."""
+    problem, isa = kernel.problem, kernel.isa
+    source = kernel.inputs[problem.k.parameter]
+    keys = T.alloc_buffer((problem.keys, problem.depth // isa.group), "int32", scope="global")
+    fold = T.alloc_buffer((problem.keys,), "int32", scope="global")
+    with T.serial(problem.keys) as j:
+        start = T.Bind(problem.k.at(head, j))
+        acc: Expr = T.int32(0)
+        for offset, lanes in pieces(problem.depth, isa.slots):
+            value = source[span(start + offset, lanes)]
+            packed = keep(_operand(kernel, value))
+            at = span(offset // isa.group, lanes // isa.group)
+            T.buffer_store(keys, packed, [j, at])
+            if not kernel.signed:
+                acc = acc + _sum_of(kernel, value, packed)
+        T.buffer_store(fold, acc * T.int32(-128), [j])
+    return keys, fold
+
+
+def _sum_of(kernel: _Kernel, value: Expr, packed: Expr) -> Expr:
+    lanes = kernel.lanes
+    if packed.ty.dtype.lanes != lanes:
+        return total(keep(as_int32(value)))
+    ones, zero = splat(0x01010101, "int32", lanes), splat(0, "int32", lanes)
+    return total(keep(kernel.dot(zero, ones, packed)))
+
+
+def _emit_values(kernel: _Kernel, head: Expr) -> Buffer:
+    """The head's values as groups along keys: int32 `[ceil(keys / group), width]`, zero padded."""
+    problem, isa = kernel.problem, kernel.isa
+    source = kernel.inputs[problem.v.parameter]
+    values = T.alloc_buffer((kernel.groups, problem.width), "int32", scope="global")
+    mask = (1 << kernel.bits) - 1
+
+    def pack(group: Expr | int, members: int) -> None:
+        first = [
+            T.Bind(problem.v.at(head, group * isa.group + member)) for member in range(members)
+        ]
+        for offset, lanes in pieces(problem.width, kernel.lanes):
+            packed = splat(0, "int32", lanes)
+            for member in range(members):
+                value = as_int32(source[span(first[member] + offset, lanes)])
+                value = value & splat(mask, "int32", lanes)
+                packed = packed | (value << splat(member * kernel.bits, "int32", lanes))
+            T.buffer_store(values, packed, [group, span(offset, lanes)])
+
+    whole, left = divmod(problem.keys, isa.group)
+    with T.serial(whole) as group:
+        pack(group, isa.group)
+    if left:
+        pack(whole, left)
+    return values
+
+
+def _emit_block(
+    kernel: _Kernel, head: Expr, query: Expr, keys: Buffer, fold: Buffer, values: Buffer
+) -> None:
+    """The results of one vector of queries."""
+    problem, lanes = kernel.problem, kernel.lanes
+    lane = span(0, lanes)
+    packed = _emit_queries(kernel, head, query)
+    scores = T.alloc_buffer((problem.keys, lanes), "int32", scope="global")
+    top = T.alloc_buffer((lanes,), "int32", scope="global")
+    T.buffer_store(top, splat(-(2**31), "int32", lanes), [lane])
+    whole, left = divmod(problem.keys, kernel.block)
+    with T.serial(whole) as step:
+        _emit_scores(kernel, (step * kernel.block, kernel.block), packed, keys, fold, scores, top)
+    if left:
+        _emit_scores(kernel, (whole * kernel.block, left), packed, keys, fold, scores, top)
+    weights, sums = _emit_weights(kernel, scores, top)
+    inverse = widen(sums).map(lambda part: quotient(kernel.scalar("numerator"), part))
+    results = T.alloc_buffer((problem.width // _per_lane(problem), lanes), "int32", scope="global")
+    for offset in range(0, problem.width, kernel.block):
+        count = min(kernel.block, problem.width - offset)
+        acc = _emit_weighted(kernel, offset, count, weights, values)
+        _emit_results(kernel, offset, count, acc, inverse, results)
+    _emit_out(kernel, head, query, results)
+
+
+def _emit_queries(kernel: _Kernel, head: Expr, query: Expr) -> Buffer:
+    """The queries of the lanes as groups along depth: int32 `[depth / group, lanes]`."""
+    problem, isa, lanes = kernel.problem, kernel.isa, kernel.lanes
+    source = kernel.inputs[problem.q.parameter]
+    packed = T.alloc_buffer((problem.depth // isa.group, lanes), "int32", scope="global")
+    with T.serial(lanes) as i:
+        # Lanes past the last query repeat it; their results are not stored.
+        token = T.Bind(T.min(query + i, problem.queries - 1))
+        start = T.Bind(problem.q.at(head, token))
+        with T.serial(problem.depth // isa.group) as g:
+            value = source[span(start + g * isa.group, isa.group)]
+            T.buffer_store(packed, _operand(kernel, value), [g, i])
+    if not kernel.signed:
+        with T.serial(problem.depth // isa.group) as g:
+            flipped = packed[g, span(0, lanes)] ^ splat(T.int32(-0x7F7F7F80), "int32", lanes)
+            T.buffer_store(packed, flipped, [g, span(0, lanes)])
+    return packed
+
+
+def _emit_scores(
+    kernel: _Kernel,
+    block: tuple[Expr | int, int],
+    packed: Buffer,
+    keys: Buffer,
+    fold: Buffer,
+    scores: Buffer,
+    top: Buffer,
+) -> None:
+    """The products of the queries with `count` keys from `start`, and the largest so far."""
+    start, count = block
+    lanes = kernel.lanes
+    lane = span(0, lanes)
+    acc = T.alloc_buffer((count, lanes), "int32", scope="global")
+    for j in range(count):
+        begin = fold[start + j] if not kernel.signed else 0
+        T.buffer_store(acc, splat(begin, "int32", lanes), [j, lane])
+    with T.serial(kernel.problem.depth // kernel.isa.group) as g:
+        left = keep(packed[g, lane])
+        for j in range(count):
+            right = T.broadcast(keys[start + j, g], lanes)
+            T.buffer_store(acc, kernel.dot(acc[j, lane], left, right), [j, lane])
+    for j in range(count):
+        T.buffer_store(scores, acc[j, lane], [start + j, lane])
+        T.buffer_store(top, T.max(top[lane], acc[j, lane]), [lane])
+
+
+def _emit_weights(kernel: _Kernel, scores: Buffer, top: Buffer) -> tuple[Buffer, Expr]:
+    """The unnormalised probabilities as groups along keys, and their sums."""
+    problem, isa, lanes = kernel.problem, kernel.isa, kernel.lanes
+    lane = span(0, lanes)
+    full = full_scale(problem.bits)
+    exp = Exp2Scalars(*(keep(T.Cast("int32", kernel.scalars[i])) for i in range(4)))
+    weights = T.alloc_buffer((kernel.groups, lanes), "int32", scope="global")
+    sums = T.alloc_buffer((lanes,), "int32", scope="global")
+    T.buffer_store(sums, splat(0, "int32", lanes), [lane])
+    ones = splat(sum(1 << i * kernel.bits for i in range(isa.group)), "int32", lanes)
+
+    def pack(group: Expr | int, members: int) -> None:
+        packed = splat(0, "int32", lanes)
+        for member in range(members):
+            score = scores[group * isa.group + member, lane]
+            p = emit_exp2(exp, top[lane] - score, full, isa)
+            packed = packed | (p << splat(member * kernel.bits, "int32", lanes))
+        packed = keep(packed)
+        T.buffer_store(weights, packed, [group, lane])
+        T.buffer_store(sums, kernel.dot(sums[lane], packed, ones), [lane])
+
+    whole, left = divmod(problem.keys, isa.group)
+    with T.serial(whole) as group:
+        pack(group, isa.group)
+    if left:
+        pack(whole, left)
+    return weights, sums[lane]
+
+
+def _emit_weighted(
+    kernel: _Kernel, offset: int, count: int, weights: Buffer, values: Buffer
+) -> Buffer:
+    """Sums of values weighted by probabilities: `count` columns from `offset`, `[count, lanes]`."""
+    lanes = kernel.lanes
+    lane = span(0, lanes)
+    acc = T.alloc_buffer((count, lanes), "int32", scope="global")
+    for e in range(count):
+        T.buffer_store(acc, splat(0, "int32", lanes), [e, lane])
+    with T.serial(kernel.groups) as g:
+        left = keep(weights[g, lane])
+        for e in range(count):
+            right = T.broadcast(values[g, offset + e], lanes)
+            T.buffer_store(acc, kernel.dot(acc[e, lane], left, right), [e, lane])
+    return acc
+
+
+def _per_lane(problem: Problem) -> int:
+    """Results that fit in an int32."""
+    return 32 // bits_of(problem.dtype)
+
+
+def _emit_results(
+    kernel: _Kernel, offset: int, count: int, acc: Buffer, inverse: Wide, results: Buffer
+) -> None:
+    """Normalise, requantise and pack the results of some columns, neighbours in one int32."""
+    problem, lanes = kernel.problem, kernel.lanes
+    lane = span(0, lanes)
+    together = _per_lane(kernel.problem)
+    bits = 32 // together
+    for start in range(0, count, together):
+        packed = splat(0, "int32", lanes)
+        for member in range(together):
+            product = widen(acc[start + member, lane]) * inverse + kernel.scalar("offset")
+            shifted = product >> kernel.scalar("shift")
+            value = limited(shifted, problem.lo, problem.hi, problem.fits)
+            if bits < 32:
+                value = value & splat((1 << bits) - 1, "int32", lanes)
+            packed = packed | (value << splat(member * bits, "int32", lanes))
+        T.buffer_store(results, packed, [(offset + start) // together, lane])
+
+
+def _emit_out(kernel: _Kernel, head: Expr, query: Expr, results: Buffer) -> None:
+    problem = kernel.problem
+    together = _per_lane(problem)
+    with T.serial(T.min(kernel.lanes, problem.queries - query)) as i:
+        start = T.Bind(problem.out.at(head, query + i))
+        with T.serial(problem.width // together) as g:
+            value = T.reinterpret(typed(problem.dtype, together), results[g, i])
+            T.buffer_store(kernel.out, value, [span(start + g * together, together)])

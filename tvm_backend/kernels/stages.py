@@ -1,0 +1,331 @@
+"""`add`, `multiply`, `requantise`, `rectified` and `lookup` on vectors: what a kernel of their
+own computes, and what follows a matrix product in its epilogue."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from tvm.ir import Expr
+from tvm.tirx import Buffer
+from tvm.tirx.script import builder as T
+
+from iqvit.intgraph import IntGraph, Node
+from iqvit.inttype import LIMITS, IntType
+from iqvit.ops.add import Add
+from iqvit.ops.base import Op
+from iqvit.ops.lookup import Lookup
+from iqvit.ops.multiply import Multiply
+from iqvit.ops.rectified import SEGMENTS, Rectified
+from iqvit.ops.requantise import Requantise
+from iqvit.tvm_backend.kernels.call import As
+from iqvit.tvm_backend.kernels.gemm import Extra
+from iqvit.tvm_backend.kernels.integers import (
+    Wide,
+    as_int32,
+    as_type,
+    fits32,
+    gather,
+    joined,
+    keep,
+    limited,
+    madd,
+    narrow,
+    parts_of,
+    widen,
+)
+from iqvit.tvm_backend.kernels.isa import Isa
+from iqvit.tvm_backend.kernels.vector import clamp, lanes_of, span, splat
+
+Types = tuple[IntType, ...]
+Value = str | np.ndarray | As
+Scalars = tuple[tuple[int, ...], tuple[int, int]]
+"""The attributes of a stage, and the range of its result before it saturates."""
+
+
+@dataclass(frozen=True)
+class Operand:
+    """An operand of a stage besides its running value."""
+
+    kind: str
+    """`full` (one element for each result), `channel` (one a column), `single`, or one that is not
+    read by position: `table`, `scalars`."""
+    dtype: str
+    size: int
+
+    def read(self, buffer: Buffer, m: Expr | int, n: Expr | int, lanes: int) -> Expr:
+        """The elements that belong to row m, columns n.. as int32."""
+        if self.kind == "full":
+            return as_int32(buffer[m, span(n, lanes)])
+        if self.kind == "channel":
+            return as_int32(buffer[span(n, lanes)])
+        return splat(as_int32(buffer[0]), "int32", lanes)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What the code of one element-wise operator depends on. Its multipliers, offsets and shifts
+    are its last operand, int64, so that all nodes of a kind share a function."""
+
+    op: type[Op]
+    dtype: str
+    lo: int
+    hi: int
+    fits: bool
+    """Whether the result fits int32 before it saturates."""
+    operands: tuple[Operand, ...]
+    least: int = 0
+    """The input that a `lookup` table begins with."""
+
+    def extras(self, rows: int, columns: int, prefix: str) -> tuple[Extra, ...]:
+        """The parameters for the operands."""
+        shapes = {"full": (rows, columns)}
+        return tuple(
+            Extra(f"{prefix}{i}", shapes.get(operand.kind, (operand.size,)), operand.dtype)
+            for i, operand in enumerate(self.operands)
+        )
+
+    def emit(
+        self, value: Expr, m: Expr | int, n: Expr | int, buffers: tuple[Buffer, ...], isa: Isa
+    ) -> Expr:
+        """The operator of int32 lanes `value` at row m, columns n.., as int32 in its bounds."""
+        return _EMIT[self.op](_Place(self, keep(value), m, n, buffers, isa))
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A stage where it is computed: the running value, its row and columns, the operands."""
+
+    stage: Stage
+    value: Expr
+    m: Expr | int
+    n: Expr | int
+    buffers: tuple[Buffer, ...]
+    isa: Isa
+
+    @property
+    def lanes(self) -> int:
+        return lanes_of(self.value)
+
+    def read(self, i: int) -> Expr:
+        """The elements of operand `i`, as int32."""
+        return keep(self.stage.operands[i].read(self.buffers[i], self.m, self.n, self.lanes))
+
+    def scalar(self, i: int) -> Expr:
+        """An attribute as int64."""
+        return self.buffers[-1][i]
+
+    def lane(self, i: int) -> Expr:
+        """An attribute in all lanes, as int32."""
+        return self.const(T.Cast("int32", self.scalar(i)))
+
+    def const(self, value: Expr | int) -> Expr:
+        """A number in all lanes, as int32."""
+        return splat(value, "int32", self.lanes)
+
+    def limited(self, value: Wide) -> Expr:
+        """The saturated result."""
+        return limited(value, self.stage.lo, self.stage.hi, self.stage.fits)
+
+
+def _half(shift: int) -> int:
+    return (1 << shift) >> 1
+
+
+def _ends(kind: IntType, factor: int) -> tuple[int, int]:
+    lo, hi = sorted((kind.lo * factor, kind.hi * factor))
+    return lo, hi
+
+
+def _add_scalars(op: Add, types: Types, place: int) -> Scalars:
+    factors = (op.multiplier_a, op.multiplier_b)
+    constant = op.offset + _half(op.shift)
+    ends = [_ends(kind, factor) for kind, factor in zip(types, factors, strict=True)]
+    lo, hi = ((a + b + constant) >> op.shift for a, b in zip(*ends, strict=True))
+    return (factors[place], factors[1 - place], constant, op.shift), (lo, hi)
+
+
+def _add(at: _Place) -> Expr:
+    acc = widen(at.value) * at.scalar(0) + widen(at.read(0)) * at.scalar(1) + at.scalar(2)
+    return at.limited(acc >> at.scalar(3))
+
+
+def _requantise_scalars(op: Requantise, types: Types, _: int) -> Scalars:
+    constant = op.offset + _half(op.shift)
+    lo, hi = ((end + constant) >> op.shift for end in _ends(types[0], op.multiplier))
+    return (op.multiplier, constant, op.shift), (lo, hi)
+
+
+def _requantise(at: _Place) -> Expr:
+    return at.limited((widen(at.value) * at.scalar(0) + at.scalar(1)) >> at.scalar(2))
+
+
+def _multiply_scalars(op: Multiply, types: Types, place: int) -> Scalars:
+    zeros = (op.zero_a, op.zero_b)
+    half = _half(op.shift)
+    ends = [(end * op.multiplier + half >> op.shift) + op.zero_point for end in _corners(op, types)]
+    scalars = (zeros[place], zeros[1 - place], op.multiplier, half, op.shift, op.zero_point)
+    return scalars, (min(ends), max(ends))
+
+
+def _corners(op: Multiply, types: Types) -> list[int]:
+    """The extreme products of a multiplication's centred operands."""
+    a, b = types
+    return [(x - op.zero_a) * (y - op.zero_b) for x in (a.lo, a.hi) for y in (b.lo, b.hi)]
+
+
+def _multiply(at: _Place) -> Expr:
+    product = keep((at.value - at.lane(0)) * (at.read(0) - at.lane(1)))
+    scaled = (widen(product) * at.scalar(2) + at.scalar(3)) >> at.scalar(4)
+    return at.limited(scaled + at.scalar(5))
+
+
+def _rectified_scalars(op: Rectified, types: Types, _: int) -> Scalars:
+    last, mask, one = types[1].shape[0] - 1, (1 << op.step) - 1, 1 << (op.step + 16)
+    half = _half(op.shift)
+    ends = [
+        ((end * m + half) >> op.shift) + z
+        for end in _value_range(op, types)
+        for m in (types[2].lo, types[2].hi)
+        for z in (types[3].lo, types[3].hi)
+    ]
+    scalars = (op.step, last, mask, one, _half(op.step), op.fraction, half, op.shift)
+    return scalars, (min(ends), max(ends))
+
+
+def _value_range(op: Rectified, types: Types) -> tuple[int, int]:
+    x, table = types[:2]
+    lo = (max(x.lo, 0) << op.fraction) + min(table.lo, 0)
+    return lo, (max(x.hi, 0) << op.fraction) + max(table.hi, 0)
+
+
+def _rectified(at: _Place) -> Expr:
+    value, zero = at.value, at.const(0)
+    u = keep(T.max(value, zero - value))
+    index = T.min(u >> at.lane(0), at.lane(1))
+    entry = keep(gather(at.buffers[0], index, at.isa))
+    part = u & at.lane(2)
+    if at.lanes == at.isa.lanes:
+        # (rise, left) . (part, 2**step) is both terms of the interpolation at once.
+        weighted = madd(entry, part | at.lane(3), at.lanes)
+    else:
+        rise = (entry << at.const(16)) >> at.const(16)
+        weighted = rise * part + ((entry >> at.const(16)) << at.lane(0))
+    bump = (weighted + at.lane(4)) >> at.lane(0)
+    v = keep((T.max(value, zero) << at.lane(5)) + bump)
+    scaled = (widen(v) * widen(at.read(1)) + at.scalar(6)) >> at.scalar(7)
+    if not at.stage.fits:
+        return at.limited(scaled + widen(at.read(2)))
+    return clamp(narrow(scaled) + at.read(2), at.stage.lo, at.stage.hi)
+
+
+def _lookup_scalars(op: Lookup, types: Types, _: int) -> Scalars:
+    return (0,), (types[1].lo, types[1].hi)
+
+
+def _lookup(at: _Place) -> Expr:
+    return gather(at.buffers[0], at.value - at.const(at.stage.least), at.isa)
+
+
+_EMIT: dict[type[Op], Callable[[_Place], Expr]] = {
+    Add: _add,
+    Requantise: _requantise,
+    Multiply: _multiply,
+    Rectified: _rectified,
+    Lookup: _lookup,
+}
+_SCALARS: dict[type[Op], Callable[..., Scalars]] = {
+    Add: _add_scalars,
+    Requantise: _requantise_scalars,
+    Multiply: _multiply_scalars,
+    Rectified: _rectified_scalars,
+    Lookup: _lookup_scalars,
+}
+TABLED = (Rectified, Lookup)
+
+
+def stage_of(graph: IntGraph, node: Node, place: int) -> tuple[Stage, list[Value]] | None:
+    """The stage that computes `node` from its input number `place`, and its operands' values.
+
+    None where the vector form does not cover the node.
+    """
+    types, op = tuple(graph.types_of(node)), node.op
+    fits_here = type(op) in _EMIT and types[place].size == node.type.size
+    if not fits_here or not _covered(op, types) or (isinstance(op, TABLED) and place != 0):
+        return None
+    operands: list[Operand] = []
+    values: list[Value] = []
+    for i, name in enumerate(node.inputs):
+        if i == place:
+            continue
+        table = isinstance(op, TABLED) and i == 1
+        found = _table(op, types[1]) if table else _operand(name, types[i], node.type)
+        if found is None:
+            return None
+        operands.append(found[0])
+        values.append(found[1])
+    scalars, ends = _SCALARS[type(op)](op, types, place)
+    operands.append(Operand("scalars", "int64", len(scalars)))
+    values.append(np.array(scalars, np.int64))
+    lo, hi = (node.type.lo, node.type.hi) if isinstance(op, Lookup) else (op.lo, op.hi)
+    least = LIMITS[types[0].dtype][0] if isinstance(op, Lookup) else 0
+    stage = Stage(type(op), node.type.dtype, lo, hi, fits32(*ends), tuple(operands), least)
+    return stage, values
+
+
+def _operand(name: str, kind: IntType, out: IntType) -> tuple[Operand, Value] | None:
+    columns = out.shape[-1] if out.shape else 1
+    if kind.size == out.size:
+        rows = out.size // columns
+        return Operand("full", kind.dtype, kind.size), As(name, (rows, columns))
+    if kind.size == 1:
+        return Operand("single", kind.dtype, 1), As(name, (1,))
+    if kind.size == columns and kind.shape[-1] == columns:
+        return Operand("channel", kind.dtype, columns), As(name, (columns,))
+    return None
+
+
+def _table(op: Op, kind: IntType) -> tuple[Operand, Value] | None:
+    """The table as int32; that of a `rectified` holds entries and rises, and has room for all."""
+    table = np.asarray(kind.value).astype(np.int64)
+    if isinstance(op, Rectified):
+        rise = np.append(table[1:], table[-1]) - table
+        if np.abs(rise).max() > LIMITS["int16"][1]:
+            return None
+        packed = (table << 16) | (rise & 0xFFFF)
+        table = np.zeros(max(SEGMENTS + 1, table.size), np.int64)
+        table[: packed.size] = packed
+    return Operand("table", "int32", table.size), table.astype(np.int32)
+
+
+def _covered(op: Op, types: Types) -> bool:
+    """Whether everything that the vector form computes in 32 bits fits them."""
+    most = LIMITS["int32"][1]
+    if isinstance(op, Add):
+        return max(abs(op.multiplier_a), abs(op.multiplier_b)) <= most
+    if isinstance(op, Requantise):
+        return abs(op.multiplier) <= most
+    if isinstance(op, Multiply):
+        corners = _corners(op, types)
+        return fits32(min(corners), max(corners)) and abs(op.multiplier) <= most
+    if isinstance(op, Rectified) and not (op.step <= 14 and fits32(*_value_range(op, types))):
+        return False
+    return types[1].value is not None
+
+
+def follow(stages: list[Stage], isa: Isa, dtype: str) -> Callable[..., Expr]:
+    """The GEMM epilogue that applies the stages one after the other and stores `dtype`."""
+
+    def epilogue(value: Expr, m: Expr, n: Expr, extras: tuple[Buffer, ...]) -> Expr:
+        results: list[Expr] = []
+        for i, part in enumerate(parts_of(value, isa.lanes)):
+            at = n + i * isa.lanes
+            current = as_int32(part)
+            used = 0
+            for stage in stages:
+                count = len(stage.operands)
+                current = stage.emit(current, m, at, extras[used : used + count], isa)
+                used += count
+            results.append(keep(as_type(current, dtype)))
+        return joined(results)
+
+    return epilogue
