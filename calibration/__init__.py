@@ -1,4 +1,6 @@
 """`iqvit.calibration`."""
 
 if __name__ != "iqvit.calibration":
-    raise ImportError("this folder installs as iqvit.calibration; write `from iqvit.calibration import ...`")
+    raise ImportError(
+        "this folder installs as iqvit.calibration; write `from iqvit.calibration import ...`"
+    )

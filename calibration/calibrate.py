@@ -60,7 +60,9 @@ def _images(model: CanonicalModel, images: Iterable[torch.Tensor]) -> list[torch
 
 def normalise(model: CanonicalModel, images: torch.Tensor) -> torch.Tensor:
     """What the float model takes: `(pixel / 255 - mean) / std`, float32."""
-    mean, std = (torch.tensor(v, dtype=torch.float32)[:, None, None] for v in (model.mean, model.std))
+    mean, std = (
+        torch.tensor(v, dtype=torch.float32)[:, None, None] for v in (model.mean, model.std)
+    )
     return (images.to(torch.float32) / 255 - mean) / std
 
 
@@ -72,9 +74,11 @@ def run_node(node: fx.Node, env: dict[fx.Node, torch.Tensor]) -> torch.Tensor:
 def observe(
     model: CanonicalModel, plan: Plan, inputs: list[torch.Tensor], report: Progress
 ) -> dict[str, Observer]:
-    """The float pass: an observer for every value (and "NAME.logits" for those inside attention)."""
+    """The float pass: an observer for every value, "NAME.logits" for those inside attention."""
     observers = {
-        node.name: Observer(node.name in plan.settings and plan.settings[node.name].observer != "minmax")
+        node.name: Observer(
+            node.name in plan.settings and plan.settings[node.name].observer != "minmax"
+        )
         for node in values(model)
     }
     for done, x in enumerate(inputs):

@@ -67,12 +67,9 @@ def row_qparams(
 def output_error(
     rows: torch.Tensor, weights: list[torch.Tensor], bits: list[int], qparams: QParams, by_row: bool
 ) -> float:
-    """Squared error of the readers' outputs for sampled `rows` `[R, C]`, relative to each's power."""
+    """Squared error of the readers' outputs for sampled `rows` `[R, C]`, each over its power."""
     scale = torch.from_numpy(qparams.scale.copy()).to(rows.dtype)
-    if by_row:
-        snapped = row_snap(rows / scale, 0.0, False) * scale
-    else:
-        snapped = snap(rows, qparams, 0, 255)
+    snapped = row_snap(rows / scale, 0.0, False) * scale if by_row else snap(rows, qparams, 0, 255)
     total = 0.0
     for weight, width in zip(weights, bits, strict=True):
         scaled = weight * scale

@@ -126,7 +126,9 @@ def _divergence(observer: Observer, span_: Span) -> float:
     level = torch.round((centres - span_.lo) / step).clamp(0, 255).long()
     filled = (counts > 0) & inside
     mass = torch.zeros(256, dtype=torch.float64).index_add_(0, level[inside], counts[inside])
-    width = torch.zeros(256, dtype=torch.float64).index_add_(0, level[filled], filled[filled].double())
+    width = torch.zeros(256, dtype=torch.float64).index_add_(
+        0, level[filled], filled[filled].double()
+    )
     q = torch.where(filled, mass[level] / width[level].clamp(min=1), torch.zeros_like(counts))
     p, q = p / p.sum(), q / q.sum()
     keep = p > 0

@@ -1,4 +1,4 @@
-"""Which integers every value gets: who reads it, how wide it must be, which nodes share one form."""
+"""Which integers every value gets: who reads it, how wide it is, which nodes share one form."""
 
 import math
 from collections.abc import Iterator
@@ -34,8 +34,8 @@ DEFAULT_APPROXIMATION = {
 @dataclass(frozen=True)
 class Plan:
     """`settings` of every call node, the `group` that shares one integer form with it (the name of
-    its first member), and by group whether somebody reads 16 bits, whether a product reads it, and for the residual
-    stream its bits (0 elsewhere)."""
+    its first member), and by group whether somebody reads 16 bits, whether a product reads it, and
+    for the residual stream its bits (0 elsewhere)."""
 
     settings: dict[str, Settings]
     group: dict[str, str]
@@ -178,7 +178,9 @@ def one_sided(node: fx.Node, plan: Plan) -> bool:
     if made.op != "call_function":
         return False
     operator = op_of(made).name
-    return operator == "relu" or (operator in ("gelu", "silu") and plan.approximation(made) == "lut")
+    return operator == "relu" or (
+        operator in ("gelu", "silu") and plan.approximation(made) == "lut"
+    )
 
 
 def equalisable(model: CanonicalModel, plan: Plan, node: fx.Node) -> list[fx.Node]:

@@ -123,8 +123,10 @@ class Recipe:
         known = {op.name for op in OPS.values()}
         for name, values in self.operators.items():
             if name not in known:
-                raise RecipeError(f"[operator.{name}]: no operator of that name; there are "
-                                  f"{', '.join(sorted(known))}")
+                raise RecipeError(
+                    f"[operator.{name}]: no operator of that name; there are "
+                    f"{', '.join(sorted(known))}"
+                )
             _merge(self.default, values, f"[operator.{name}]", name)
         for rule in self.rules:
             _merge(self.default, rule.settings, f"[node.{rule.glob!r}]", None)
@@ -193,7 +195,7 @@ def parse_recipe(text: str, where: str = "recipe") -> Recipe:
     if unknown:
         raise RecipeError(
             f"{where}: unknown key {unknown[0]!r}; a recipe has seed, [default], "
-            "[operator.NAME] and [node.\"GLOB\"]"
+            '[operator.NAME] and [node."GLOB"]'
         )
     seed = data.get("seed", 0)
     if not isinstance(seed, int) or isinstance(seed, bool):

@@ -172,7 +172,8 @@ class Sweep:
             channel = -1 if op_of(node).name == "linear" else 1
             shift = _mean_error(exact[node], outputs, channel)
             bias = bias + shift
-            outputs = [call(x, bias) for x in inputs]
+            moved = shift if channel == -1 else shift[:, None, None]
+            outputs = [y + moved for y in outputs]
         self.weights[node.name] = Weight(
             q.reshape(weight.shape).to(torch.int8).numpy(),
             scale[:, 0].double().numpy(),
@@ -242,7 +243,7 @@ def _snap(x: torch.Tensor, point: Point) -> torch.Tensor:
 
 
 def _image_point(model: CanonicalModel) -> Point:
-    """The pixels: `(q/255 - mean)/std` is `scale * (q - zero_point)` with a fractional zero point."""
+    """The pixels: `(q/255 - mean)/std` as `scale * (q - zero_point)`, the zero point fractional."""
     scales = [1 / (255 * s) for s in model.std]
     zeros = [255 * m for m in model.mean]
     if len(set(scales)) == 1 and len(set(zeros)) == 1:
@@ -251,7 +252,7 @@ def _image_point(model: CanonicalModel) -> Point:
 
 
 def _point8(seen: list[Observer], settings: Settings, signed: bool) -> Point:
-    """An 8-bit form: int8 with zero point 0 where a product of two activations reads it, else uint8."""
+    """An 8-bit form: int8, zero point 0, where a product of two activations reads it; or uint8."""
     spans = [span(o, settings.observer, settings.percentile, signed) for o in seen]
     lo = min(s.lo for s in spans) * settings.margin
     hi = max(s.hi for s in spans) * settings.margin
@@ -287,9 +288,7 @@ def _caller(node: fx.Node, weight: torch.Tensor) -> Callable[..., torch.Tensor]:
     return call
 
 
-def _mean_error(
-    wanted: list[torch.Tensor], got: list[torch.Tensor], channel: int
-) -> torch.Tensor:
+def _mean_error(wanted: list[torch.Tensor], got: list[torch.Tensor], channel: int) -> torch.Tensor:
     sums = torch.zeros(wanted[0].shape[channel], dtype=torch.float64)
     rows = 0
     for a, b in zip(wanted, got, strict=True):

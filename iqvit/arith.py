@@ -12,7 +12,7 @@ MULTIPLIER_BITS = 31
 
 
 def requantise(acc: torch.Tensor, multiplier: torch.Tensor | int, shift: int) -> torch.Tensor:
-    """`(acc * multiplier + 2**(shift-1)) >> shift` in int64: one rounding, half up. Not saturated."""
+    """`(acc * multiplier + 2**(shift-1)) >> shift` in int64: rounded once, half up; not saturated."""
     if shift == 0:
         return acc * multiplier
     return (acc * multiplier + (1 << (shift - 1))) >> shift
@@ -46,7 +46,7 @@ def saturate(x: torch.Tensor, dtype: str, lo: int, hi: int) -> torch.Tensor:
 def multipliers(ratio: float | np.ndarray, bits: int = MULTIPLIER_BITS) -> tuple[np.ndarray, int]:
     """Real factors as `m * 2**-shift` with one shift: the largest |m| has `bits` bits.
 
-    Returns int64 multipliers of the shape of `ratio` and the shift (0..62). Used when building only.
+    Returns int64 multipliers of the shape of `ratio` and the shift (1..62). Only for building.
     """
     factors = np.asarray(ratio, dtype=np.float64)
     largest = float(np.max(np.abs(factors)))
@@ -82,7 +82,9 @@ def exact_matmul(a: torch.Tensor, b: torch.Tensor, bound: int) -> torch.Tensor:
         return (a.to(torch.float32) @ b.to(torch.float32)).to(torch.int64)
     if bound < 2**53:
         return (a.to(torch.float64) @ b.to(torch.float64)).to(torch.int64)
-    raise OverflowProofError(f"a matrix product with sums up to {bound} cannot be evaluated exactly")
+    raise OverflowProofError(
+        f"a matrix product with sums up to {bound} cannot be evaluated exactly"
+    )
 
 
 def isqrt(n: torch.Tensor) -> torch.Tensor:

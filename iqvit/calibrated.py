@@ -1,4 +1,4 @@
-"""What calibration decides and conversion reads: settings, ranges and rounded weights of every node."""
+"""What calibration decides and conversion reads: the integer forms of values, rounded weights."""
 
 from dataclasses import dataclass, field
 
@@ -27,7 +27,7 @@ class Point:
 
 @dataclass(frozen=True, eq=False)
 class Weight:
-    """A rounded weight: `q` int8 `[N, ...]`, `scale` float64 `[N]`, and the corrected float bias `[N]`.
+    """A rounded weight: `q` int8 `[N, ...]`, `scale` float64 `[N]`, corrected float bias `[N]`.
 
     The input's per-channel scales are already inside `q`, its zero points are not in `bias`.
     """
@@ -44,7 +44,8 @@ class Calibrated:
     `points` is the primary integer form of every value; `narrow` the 8-bit form for the matrix
     products that read a value which is 16-bit for others; `logits` the form of the logits inside an
     attention that is taken apart; `approximations` the chosen form of every non-linear node;
-    `probability_bits` the width of the probabilities of every attention; `rows` are the linears whose input has a scale per row.
+    `probability_bits` the width of the probabilities of every attention; `rows` are the linears
+    whose input has a scale per row.
     """
 
     points: dict[str, Point]

@@ -11,7 +11,7 @@ from iqvit.canonical import CanonicalModel, constant, is_constant, op_of
 from iqvit.converters import CONVERTERS
 from iqvit.errors import GraphError, node_message
 from iqvit.intgraph import GraphBuilder, IntGraph, Node
-from iqvit.inttype import LIMITS, QParams
+from iqvit.inttype import QParams
 from iqvit.ops.base import Op
 from iqvit.ops.input import Input
 from iqvit.ops.requantise import Requantise
@@ -102,9 +102,13 @@ class Conversion:
             raise GraphError(f"node {node.name!r} has no scale")
         return node.qparams
 
-    def fault(self, node: fx.Node, what: str, remedy: str = "rewrite this part of the model") -> GraphError:
+    def fault(
+        self, node: fx.Node, what: str, remedy: str = "rewrite this part of the model"
+    ) -> GraphError:
         """An error about a float node, in the usual four lines."""
-        return GraphError(node_message(f"GraphError: {what}", node.name, str(node.meta["source"]), remedy))
+        return GraphError(
+            node_message(f"GraphError: {what}", node.name, str(node.meta["source"]), remedy)
+        )
 
 
 def convert(

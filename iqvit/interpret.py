@@ -75,5 +75,3 @@ def _last_uses(graph: IntGraph) -> dict[int, list[str]]:
         last.setdefault(index, []).append(name)
     object.__setattr__(graph, "_last", last)
     return last
-
-

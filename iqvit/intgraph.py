@@ -76,10 +76,13 @@ class IntGraph:
 
     @property
     def hash(self) -> str:
-        """SHA-256 of the program: text, constants and what the outputs stand for."""
+        """SHA-256 of the program: text, constants and what the outputs stand for.
+
+        Where nodes came from takes no part: the same program from another folder is the same.
+        """
         from iqvit.text import print_graph
 
-        digest = hashlib.sha256(print_graph(self).encode())
+        digest = hashlib.sha256(print_graph(self, comments=False).encode())
         for name, value in sorted(self.constants.items()):
             digest.update(f"\n{name} {value.dtype.name} {value.shape}\n".encode())
             digest.update(np.ascontiguousarray(value).tobytes())
@@ -120,7 +123,7 @@ def infer_node(name: str, op: Op, types: list[IntType], source: str) -> IntType:
 
 
 def check(graph: IntGraph) -> dict[str, Node]:
-    """Prove the graph: order, names, one image input, every type inferred anew. Returns the names."""
+    """Prove the graph: order, names, one image, every type inferred anew. Returns the names."""
     seen: dict[str, Node] = {}
     for node in graph.nodes:
         if node.name in seen:
@@ -134,7 +137,9 @@ def check(graph: IntGraph) -> dict[str, Node]:
             if inferred != node.type:
                 raise GraphError(f"node {node.name!r} is typed {node.type}, proved {inferred}")
         elif node.type.value is None or constant_type(node.type.value) != node.type:
-            raise GraphError(f"constant {node.name!r} does not have the value of its type {node.type}")
+            raise GraphError(
+                f"constant {node.name!r} does not have the value of its type {node.type}"
+            )
         seen[node.name] = node
     images = [node.name for node in graph.nodes if isinstance(node.op, Input)]
     if len(images) != 1:

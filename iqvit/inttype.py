@@ -1,4 +1,4 @@
-"""Types of integer tensors: a dtype, a shape and a proved value range; and what the integers stand for."""
+"""Types of integer tensors: dtype, shape and proved range; and what the integers stand for."""
 
 from dataclasses import dataclass, field
 
@@ -84,7 +84,9 @@ class QParams:
     axis: int | None = None
 
     @staticmethod
-    def of(scale: float | np.ndarray, zero_point: float | np.ndarray = 0.0, axis: int | None = None):
+    def of(
+        scale: float | np.ndarray, zero_point: float | np.ndarray = 0.0, axis: int | None = None
+    ):
         """Build from anything array-like; scalars and vectors may be mixed."""
         scales = np.asarray(scale, dtype=np.float64)
         zeros = np.asarray(zero_point, dtype=np.float64)
@@ -115,7 +117,7 @@ class QParams:
         return self._shaped(self.scale, x.ndim) * (x - self._shaped(self.zero_point, x.ndim))
 
     def quantize(self, x: torch.Tensor, lo: int, hi: int) -> torch.Tensor:
-        """Reals to integers, round half up, saturated to `lo..hi`; int64. Used when building only."""
+        """Reals to int64, rounded half up and saturated to `lo..hi`. Only for building."""
         scaled = x.to(torch.float64) / self._shaped(self.scale, x.ndim)
         q = torch.floor(scaled + self._shaped(self.zero_point, x.ndim) + 0.5)
         return q.clamp(lo, hi).to(torch.int64)

@@ -43,15 +43,16 @@ RETURN_LINE = re.compile(rf"return (?P<outputs>{NAME}=[%@]{NAME}(?:, {NAME}=[%@]
 ATTRIBUTE = re.compile(rf"(?P<key>\w+)=(?P<value>{VALUE})(?:, |$)")
 
 
-def print_graph(graph: IntGraph) -> str:
+def print_graph(graph: IntGraph, comments: bool = True) -> str:
     """The graph as text, without the values of its constants, scales and meta data.
 
+    `comments` are the origin and source of the nodes.
     Raises `GraphError` for a node or output whose name the text could not be parsed back from.
     """
     for name in (*(node.name for node in graph), *graph.outputs):
         if not re.fullmatch(NAME, name):
             raise GraphError(f"the name {name!r} is not of letters, digits, _ and .")
-    lines = [f"{HEADER} {VERSION}", *(_print_node(graph, node) for node in graph)]
+    lines = [f"{HEADER} {VERSION}", *(_print_node(graph, node, comments) for node in graph)]
     outputs = ", ".join(f"{name}={_reference(graph, n)}" for name, n in graph.outputs.items())
     return "\n".join([*lines, f"return {outputs}", ""])
 
@@ -60,7 +61,7 @@ def _reference(graph: IntGraph, name: str) -> str:
     return f"@{name}" if isinstance(graph[name].op, Constant) else f"%{name}"
 
 
-def _print_node(graph: IntGraph, node: Node) -> str:
+def _print_node(graph: IntGraph, node: Node, comments: bool) -> str:
     line = f"{_reference(graph, node.name)}: {node.type}"
     if not isinstance(node.op, Constant):
         inputs = ", ".join(_reference(graph, name) for name in node.inputs)
@@ -68,7 +69,7 @@ def _print_node(graph: IntGraph, node: Node) -> str:
     attributes = ", ".join(f"{k}={_print_value(v)}" for k, v in node.op.attributes().items())
     if attributes:
         line += f" {{{attributes}}}"
-    if node.origin or node.source:
+    if comments and (node.origin or node.source):
         origin = node.origin if re.fullmatch(r'[^\s",]+', node.origin) else _quote(node.origin)
         plain = node.source.isprintable() and node.source.strip() == node.source
         plain = plain and not node.source.startswith('"')

@@ -73,6 +73,8 @@ def _table(c: Any, node: fx.Node, function: Callable[[torch.Tensor], torch.Tenso
     if x.type.dtype not in ("int8", "uint8"):
         raise c.fault(node, "a table reads 8 bits", "set bits = 8 for the node before it")
     if point.qparams.per_channel:
-        raise c.fault(node, "a table has one output scale", 'set granularity = "tensor" for this node')
+        raise c.fault(
+            node, "a table has one output scale", 'set granularity = "tensor" for this node'
+        )
     table = make_table(function, c.qparams(x), point.qparams, x.type.dtype, point.dtype)
     return c.emit(node, Lookup(), [x, c.constant(node, "table", table)], point.qparams)

@@ -49,7 +49,9 @@ def _published(c: Any, node: fx.Node, qkv: tuple[Node, ...], scale: float, point
         softmax_op = Shiftmax.of(narrow.qparams)
     p = c.emit(node, softmax_op, [logits], PUBLISHED, "_softmax")
     m, shift = multipliers(float(PUBLISHED.scale * c.qparams(v).scale / point.qparams.scale))
-    product = Matmul(int(m), shift, int(point.qparams.zero_point), point.dtype, *LIMITS[point.dtype])
+    product = Matmul(
+        int(m), shift, int(point.qparams.zero_point), point.dtype, *LIMITS[point.dtype]
+    )
     return c.emit(node, product, [p, v], point.qparams)
 
 

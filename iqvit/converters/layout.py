@@ -44,7 +44,9 @@ def permute(c: Any, node: fx.Node) -> Node:
 def slice_(c: Any, node: fx.Node) -> Node:
     """Part of an axis."""
     args, x = arguments(node), c.value(node.args[0])
-    op = Slice(args["dim"], args["start"], min(args["end"], x.type.shape[args["dim"]]), args["step"])
+    op = Slice(
+        args["dim"], args["start"], min(args["end"], x.type.shape[args["dim"]]), args["step"]
+    )
     return c.emit(node, op, [x], c.qparams(x))
 
 

@@ -33,7 +33,9 @@ def max_pool2d(c: Any, node: fx.Node) -> Node:
     if args["ceil_mode"] or set(args["dilation"]) != {1}:
         raise c.fault(node, "max pooling with dilation or ceil_mode")
     kernel = _pair(args["kernel"])
-    op = MaxPool(kernel, _pair(args["stride"]) if args["stride"] else kernel, _pair(args["padding"]))
+    op = MaxPool(
+        kernel, _pair(args["stride"]) if args["stride"] else kernel, _pair(args["padding"])
+    )
     return c.emit(node, op, [x], c.qparams(x))
 
 

@@ -63,7 +63,9 @@ def conv2d(c: Any, node: fx.Node) -> Node:
     zeros = np.atleast_1d(c.qparams(x).zero_point)
     weight = c.calibrated.weights[node.name]
     groups, channels = args["groups"], x.type.shape[1]
-    per_group = weight.q.astype(np.float64).reshape(groups, -1, channels // groups, *weight.q.shape[2:])
+    per_group = weight.q.astype(np.float64).reshape(
+        groups, -1, channels // groups, *weight.q.shape[2:]
+    )
     by_channel = np.broadcast_to(zeros, (channels,)).reshape(groups, 1, -1, 1, 1)
     folded = (per_group * by_channel).sum(axis=(2, 3, 4)).reshape(-1)
     point = c.point(node)
@@ -94,9 +96,7 @@ def matmul(c: Any, node: fx.Node) -> Node:
     return c.emit(node, op, [a, b], point.qparams)
 
 
-def _epilogue(
-    c: Any, node: fx.Node, folded: np.ndarray, point: Point
-) -> tuple[list[Node], int]:
+def _epilogue(c: Any, node: fx.Node, folded: np.ndarray, point: Point) -> tuple[list[Node], int]:
     """Weight, bias (the input's zero points folded in) and multiplier nodes, and the shift."""
     weight = c.calibrated.weights[node.name]
     bias = np.floor(weight.bias / weight.scale - folded + 0.5)

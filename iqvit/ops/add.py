@@ -35,7 +35,7 @@ class Add(Op):
         dtype: str,
         limits: tuple[int, int] | None = None,
     ) -> "Add":
-        """The operator for per-tensor scales; it saturates at `limits`, or at those of the dtype."""
+        """The operator for per-tensor scales; it saturates at `limits`, or where the dtype does."""
         ratios = [float(qa.scale / qout.scale), float(qb.scale / qout.scale)]
         _, shift = multipliers(max(ratios))
         ma, mb = (round(r * 2**shift) for r in ratios)

@@ -10,9 +10,9 @@ from iqvit.arith import (
     clamp_range,
     exact_matmul,
     multipliers,
-    require_int32,
     requantise,
     requantise_range,
+    require_int32,
     saturate,
 )
 from iqvit.inttype import LIMITS, IntType, QParams, constant_type
