@@ -46,15 +46,19 @@ def _silent(stage: str, done: int, total: int) -> None:
 
 
 def _images(model: CanonicalModel, images: Iterable[torch.Tensor]) -> list[torch.Tensor]:
-    given = [batch if batch.ndim == 4 else batch[None] for batch in images]
-    if not given:
-        raise DataError("no calibration images")
+    given: list[torch.Tensor] = []
+    for batch in images:
+        if not isinstance(batch, torch.Tensor):
+            raise DataError(f"images are torch tensors, got {type(batch).__name__}")
+        given.append(batch if batch.ndim == 4 else batch[None])
     for batch in given:
         if batch.dtype != torch.uint8 or tuple(batch.shape[1:]) != model.input_shape[1:]:
             raise DataError(
                 f"calibration images are uint8 [B, {', '.join(map(str, model.input_shape[1:]))}], "
                 f"got {batch.dtype} {list(batch.shape)}"
             )
+    if sum(map(len, given)) == 0:
+        raise DataError("no calibration images")
     return list(torch.cat(given).split(1))  # the captured graph is for one image
 
 
@@ -75,11 +79,14 @@ def observe(
     model: CanonicalModel, plan: Plan, inputs: list[torch.Tensor], report: Progress
 ) -> dict[str, Observer]:
     """The float pass: an observer for every value, "NAME.logits" for those inside attention."""
+    # Values that share their integers share the rule too: one of them says it for all.
+    counted = {
+        plan.group[name]
+        for name, settings in plan.settings.items()
+        if name in plan.group and settings.observer != "minmax"
+    }
     observers = {
-        node.name: Observer(
-            node.name in plan.settings and plan.settings[node.name].observer != "minmax"
-        )
-        for node in values(model)
+        node.name: Observer(plan.group[node.name] in counted, node.name) for node in values(model)
     }
     for done, x in enumerate(inputs):
         report("observing", done, len(inputs))

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 import torch
 
+from iqvit.errors import DataError
+
 BINS = 4096
 
 
@@ -16,18 +18,22 @@ class Observer:
     last axis are kept beside it.
     """
 
-    def __init__(self, histogram: bool) -> None:
+    def __init__(self, histogram: bool, what: str = "a value") -> None:
+        self.what = what
         self.least = math.inf
         self.most = -math.inf
         self.channel_least: torch.Tensor | None = None
         self.channel_most: torch.Tensor | None = None
         self.counts = torch.zeros(BINS, dtype=torch.float64) if histogram else None
         self.limit = 0.0
+        self.zeros = 0  # seen before anything else, when there were no bins yet
 
     def update(self, x: torch.Tensor) -> None:
-        """Take in one batch, float `[..., C]`."""
+        """Take in one batch, float `[..., C]`; `DataError` for NaN and infinities."""
         rows = x.detach().reshape(-1, x.shape[-1]) if x.ndim else x.detach().reshape(1, 1)
         least, most = rows.amin(0).double(), rows.amax(0).double()
+        if not bool(torch.isfinite(least).all() and torch.isfinite(most).all()):
+            raise DataError(f"the float model computes NaN or an infinite value at {self.what}")
         if self.channel_least is None or self.channel_most is None:
             self.channel_least, self.channel_most = least, most
         elif self.channel_least.shape == least.shape:
@@ -40,11 +46,15 @@ class Observer:
 
     def _count(self, rows: torch.Tensor) -> None:
         largest = float(rows.abs().max())
-        if self.counts is None or largest == 0.0:
+        if self.counts is None:
+            return
+        if self.limit == 0.0 and largest == 0.0:
+            self.zeros += rows.numel()
             return
         if self.limit == 0.0:
-            self.limit = 2.0 ** math.ceil(math.log2(largest) + 1e-9)
-        while largest > self.limit:
+            self.limit = math.ldexp(1.0, math.frexp(largest)[1])  # the next power of two above
+            self.counts[BINS // 2] += self.zeros
+        while largest >= self.limit:
             merged = torch.zeros_like(self.counts)
             quarter = BINS // 4
             merged[quarter : 3 * quarter] = self.counts.reshape(-1, 2).sum(1)

@@ -8,18 +8,22 @@ from torch import fx
 
 from iqvit.calibration.recipe import APPROXIMATIONS, Recipe, Settings
 from iqvit.canonical import CanonicalModel, arguments, is_constant, op_of, shape
-from iqvit.errors import RecipeError
+from iqvit.errors import GraphError, RecipeError, node_message
 
 # Operators that only move values: their output has the integers of their input.
 LAYOUT = frozenset({"reshape", "permute", "slice", "select", "cat"})
 # Operators that keep the scale of their input but change values.
-KEEPS_SCALE = frozenset({"relu", "amax", "max_pool2d"})
+KEEPS_SCALE = frozenset({"relu", "amax", "max_pool2d", "getitem"})
 PRODUCTS = frozenset({"linear", "conv2d", "matmul", "attention"})
 # What the residual stream is made by and read by.
 RESIDUAL_MAKERS = frozenset({"linear", "conv2d", "add"}) | LAYOUT
 RESIDUAL_READERS = frozenset({"add", "layer_norm"}) | LAYOUT
 RESIDUAL_BITS = 20
 READS_8 = frozenset({"sigmoid", "tanh"})
+# Published forms of 8-bit values.
+FORMS_OF_8 = frozenset({"shiftgelu", "shiftmax"})
+# Published forms of values with zero point 0.
+SYMMETRIC_FORMS = frozenset({"igelu", "shiftgelu"})
 DEFAULT_APPROXIMATION = {
     "gelu": "lut",
     "silu": "lut",
@@ -34,13 +38,13 @@ DEFAULT_APPROXIMATION = {
 @dataclass(frozen=True)
 class Plan:
     """`settings` of every call node, the `group` that shares one integer form with it (the name of
-    its first member), and by group whether somebody reads 16 bits, whether a product reads it, and
-    for the residual stream its bits (0 elsewhere)."""
+    its first member), and by group whether somebody reads 16 bits, whether somebody reads 8 bits
+    whatever the others read, and for the residual stream its bits (0 elsewhere)."""
 
     settings: dict[str, Settings]
     group: dict[str, str]
     wide: dict[str, bool]
-    product: dict[str, bool]
+    narrow: dict[str, bool]
     residual: dict[str, int]
 
     def approximation(self, node: fx.Node) -> str:
@@ -52,16 +56,18 @@ class Plan:
 def values(model: CanonicalModel) -> Iterator[fx.Node]:
     """The nodes that compute, in order, the image first."""
     for node in model.module.graph.nodes:
-        if node.op == "placeholder" or (node.op == "call_function" and not _is_pair(node)):
+        if node.op == "placeholder" or (node.op == "call_function" and not _is_index(node)):
             yield node
 
 
-def _is_pair(node: fx.Node) -> bool:
-    return op_of(node).name in ("topk", "getitem", "argmax")
+def _is_index(node: fx.Node) -> bool:
+    """Whether a node gives positions, whose integers mean themselves (topk: beside its values)."""
+    return op_of(node).name == "topk" or not node.meta["val"].is_floating_point()
 
 
 def make_plan(model: CanonicalModel, recipe: Recipe) -> Plan:
     """Settings, groups and widths; raises `RecipeError` for a glob that matches nothing."""
+    _check_image(model)
     calls = [node for node in model.module.graph.nodes if node.op == "call_function"]
     named = [(node.meta["source"].module_path, op_of(node).name) for node in calls]
     lost = recipe.unmatched(named)
@@ -72,21 +78,20 @@ def make_plan(model: CanonicalModel, recipe: Recipe) -> Plan:
         _check(node, settings[node.name])
     group = _groups(model)
     wide: dict[str, bool] = {}
-    product: dict[str, bool] = {}
+    narrow: dict[str, bool] = {}
     for node in values(model):
         key = group[node.name]
         readers = [user for user in node.users if user.op == "call_function"]
         reads = [_reads_wide(user, settings[user.name]) for user in readers]
         read_by_output = any(user.op == "output" for user in node.users)
         wide[key] = wide.get(key, False) or any(reads) or read_by_output
-        product[key] = product.get(key, False) or any(
-            op_of(user).name in PRODUCTS and not _by_row(user, settings) for user in readers
-        )
+        reads = [reads_narrow(user, settings[user.name]) for user in readers]
+        narrow[key] = narrow.get(key, False) or any(reads)
     for node in calls:
         forced = settings[node.name].bits
         if forced and node.name in group and op_of(node).name not in LAYOUT:
             wide[group[node.name]] = forced == 16
-    return Plan(settings, group, wide, product, _residual_bits(model, group, settings))
+    return Plan(settings, group, wide, narrow, _residual_bits(model, group, settings))
 
 
 def _residual_bits(
@@ -109,8 +114,12 @@ def _residual_bits(
         if made not in RESIDUAL_MAKERS or not readers <= RESIDUAL_READERS or forced:
             refused.add(key)
         norms = [u for u in node.users if u.op != "output" and op_of(u).name == "layer_norm"]
-        channels = [shape(norm)[-1] for norm in norms]
-        most = [30 - math.ceil(math.log2(count)) for count in channels]
+        most = [
+            16
+            if settings[norm.name].approximation == "ilayernorm"
+            else 30 - math.ceil(math.log2(shape(norm)[-1]))
+            for norm in norms
+        ]
         bits[key] = min(bits.get(key, RESIDUAL_BITS), *most, RESIDUAL_BITS)
     return {key: 0 if key in refused or value <= 16 else value for key, value in bits.items()}
 
@@ -124,7 +133,7 @@ def _check(node: fx.Node, settings: Settings) -> None:
         raise RecipeError(f"{where}: no approximation {chosen!r}; it has {names}")
     if operator in READS_8 and settings.input_bits == 16:
         raise RecipeError(f"{where}: impossible width: its table reads 8 bits, not 16")
-    if chosen in ("shiftgelu",) and settings.input_bits == 16:
+    if chosen in FORMS_OF_8 and operator != "attention" and settings.input_bits == 16:
         raise RecipeError(f"{where}: impossible width: {chosen} reads 8 bits, not 16")
     if chosen == "ilayernorm" and settings.input_bits == 8:
         raise RecipeError(f"{where}: impossible width: {chosen} reads 16 bits, not 8")
@@ -139,11 +148,42 @@ def _reads_wide(user: fx.Node, settings: Settings) -> bool:
         return False
     if settings.input_bits:
         return settings.input_bits == 16
-    return operator not in READS_8 and settings.approximation != "shiftgelu"
+    return operator not in READS_8 and settings.approximation not in FORMS_OF_8
 
 
-def _by_row(user: fx.Node, settings: dict[str, Settings]) -> bool:
-    return op_of(user).name == "linear" and settings[user.name].granularity == "row"
+def reads_narrow(user: fx.Node, settings: Settings) -> bool:
+    """Whether a reader takes 8 bits of a value that is wider for others."""
+    operator = op_of(user).name
+    if operator == "linear":
+        return settings.granularity != "row"
+    if operator in ("gelu", "softmax"):
+        return settings.approximation in FORMS_OF_8
+    return operator in PRODUCTS or operator in READS_8
+
+
+def reads_symmetric(user: fx.Node, settings: Settings) -> bool:
+    """Whether a reader wants zero point 0 of an 8-bit value."""
+    operator = op_of(user).name
+    if operator == "gelu":
+        return settings.approximation in SYMMETRIC_FORMS
+    return operator in ("attention", "matmul")
+
+
+def _check_image(model: CanonicalModel) -> None:
+    """Channels of several means or stds have a scale each, which only convolutions take in."""
+    if len(set(model.mean)) == 1 and len(set(model.std)) == 1:
+        return
+    pending = [node for node in model.module.graph.nodes if node.op == "placeholder"]
+    for user in (user for node in pending for user in node.users):
+        if user.op == "output" or op_of(user).name == "conv2d":
+            continue
+        kept = op_of(user).name == "max_pool2d"
+        kept = kept or (op_of(user).name == "slice" and arguments(user)["dim"] >= 2)
+        if not kept:
+            what = f"GraphError: {op_of(user).name} reads the image, whose channels differ in scale"
+            remedy = "give all channels one mean and std, or begin with a convolution"
+            raise GraphError(node_message(what, user.name, str(user.meta["source"]), remedy))
+        pending.append(user)
 
 
 def _groups(model: CanonicalModel) -> dict[str, str]:
@@ -159,7 +199,10 @@ def _groups(model: CanonicalModel) -> dict[str, str]:
         operator = op_of(node).name if node.op == "call_function" else ""
         if operator not in LAYOUT and operator not in KEEPS_SCALE:
             continue
-        for source in node.all_input_nodes:
+        sources = node.all_input_nodes
+        if operator == "getitem":  # the values of a topk are those of what it reads
+            sources = sources[0].all_input_nodes
+        for source in sources:
             if not is_constant(source):
                 parent[find(node.name)] = find(source.name)
     return {name: find(name) for name in parent}

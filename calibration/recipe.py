@@ -1,5 +1,6 @@
 """The recipe: how every node is quantised, as a frozen dataclass and as TOML."""
 
+import json
 import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -128,8 +129,14 @@ class Recipe:
                     f"{', '.join(sorted(known))}"
                 )
             _merge(self.default, values, f"[operator.{name}]", name)
+        seen: set[str] = set()
         for rule in self.rules:
             _merge(self.default, rule.settings, f"[node.{rule.glob!r}]", None)
+            if rule.glob in seen:
+                raise RecipeError(f"the rule for {rule.glob!r} is given twice")
+            seen.add(rule.glob)
+        if not 0 <= self.seed < 1 << 63:
+            raise RecipeError(f"seed = {self.seed} is not in 0..2**63 - 1")
 
     def settings(self, path: str, operator: str) -> Settings:
         """The settings of the node at a module path."""
@@ -151,20 +158,27 @@ class Recipe:
         for name, values in self.operators.items():
             lines += ["", f"[operator.{name}]", *_toml(values)]
         for rule in self.rules:
-            lines += ["", f'[node."{rule.glob}"]', *_toml(rule.settings)]
+            lines += ["", f"[node.{_quoted(rule.glob)}]", *_toml(rule.settings)]
         return "\n".join(lines) + "\n"
+
+
+def _quoted(text: str) -> str:
+    """A TOML basic string; JSON's escapes are a subset of TOML's, but for the delete character."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007F")
 
 
 def _toml(values: Mapping[str, Any]) -> list[str]:
     def literal(value: Any) -> str:
         if isinstance(value, bool):
             return str(value).lower()
-        return f'"{value}"' if isinstance(value, str) else repr(value)
+        return _quoted(value) if isinstance(value, str) else repr(value)
 
     return [f"{key} = {literal(value)}" for key, value in values.items()]
 
 
 def _merge(base: Settings, values: Mapping[str, Any], where: str, operator: str | None) -> Settings:
+    if not isinstance(values, Mapping):
+        raise RecipeError(f"{where} is not a table")
     known = {f.name: f.type for f in fields(Settings)}
     for key, value in values.items():
         if key not in known:
@@ -173,16 +187,24 @@ def _merge(base: Settings, values: Mapping[str, Any], where: str, operator: str 
         fits = isinstance(value, wanted) or (wanted is float and type(value) is int)
         if not fits or (isinstance(value, bool) and wanted is not bool):
             raise RecipeError(f"{where}: {key} = {value!r} is not of type {wanted.__name__}")
-    name = values.get("approximation", "")
-    if name and operator is not None:
-        allowed = APPROXIMATIONS.get(operator, ())
-        if name not in allowed:
-            names = ", ".join(allowed) or "none"
-            raise RecipeError(f"{where}: no approximation {name!r} of {operator}; it has {names}")
+    _check_approximation(values.get("approximation", ""), where, operator)
     try:
         return replace(base, **values)
     except RecipeError as error:
         raise RecipeError(f"{where}: {error}") from error
+
+
+def _check_approximation(name: str, where: str, operator: str | None) -> None:
+    """Raise unless the operator (None: any of them) has the approximation."""
+    if not name:
+        return
+    if operator is None:
+        every = sorted({form for forms in APPROXIMATIONS.values() for form in forms})
+        if name not in every:
+            raise RecipeError(f"{where}: no approximation {name!r}; there are {', '.join(every)}")
+    elif name not in APPROXIMATIONS.get(operator, ()):
+        names = ", ".join(APPROXIMATIONS.get(operator, ())) or "none"
+        raise RecipeError(f"{where}: no approximation {name!r} of {operator}; it has {names}")
 
 
 def parse_recipe(text: str, where: str = "recipe") -> Recipe:

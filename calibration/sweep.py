@@ -12,7 +12,15 @@ from torch import fx
 from iqvit.calibrated import Calibrated, Point, Weight
 from iqvit.calibration.equalise import channel_qparams, row_qparams, row_snap, search, snap
 from iqvit.calibration.observers import Observer, span
-from iqvit.calibration.plan import LAYOUT, Plan, equalisable, one_sided, values
+from iqvit.calibration.plan import (
+    LAYOUT,
+    Plan,
+    equalisable,
+    one_sided,
+    reads_narrow,
+    reads_symmetric,
+    values,
+)
 from iqvit.calibration.recipe import Recipe, Settings
 from iqvit.calibration.weights import round_gptq, round_nearest, weight_scale
 from iqvit.canonical import CanonicalModel, constant, op_of
@@ -69,17 +77,25 @@ class Sweep:
         linears = equalisable(self.model, self.plan, node)
         by_row = {self.by_row(linear) for linear in linears}
         static = all(self._settings(linear).granularity == "channel" for linear in linears)
+        static = bool(linears) and static and self._may_have_channels(node)
         if len(by_row) == 1 and (static or (True in by_row and operator == "layer_norm")):
             self._equalise(node, linears, exact[node], True in by_row)
         point = self.points.get(node.name)
         rounded[node] = outputs if point is None else [_snap(x, point) for x in outputs]
 
+    def _may_have_channels(self, node: fx.Node) -> bool:
+        """Whether the 8-bit form of a value is its only one, and what makes it is no table."""
+        if self.points[node.name].dtype != "uint8":
+            return False
+        source = node.all_input_nodes[0]
+        return op_of(node).name == "layer_norm" or self.points[source.name].dtype == "int16"
+
     def _settings(self, node: fx.Node) -> Settings:
         return self.plan.settings[node.name]
 
     def _operands(self, node: fx.Node) -> dict[fx.Node, Point]:
-        """The narrow forms that a product reads instead of the primary ones."""
-        if op_of(node).name not in ("matmul", "attention"):
+        """The narrow forms that a node reads instead of the primary ones."""
+        if not reads_narrow(node, self._settings(node)):
             return {}
         found = {s: self.narrow.get(self.plan.group.get(s.name, "")) for s in node.all_input_nodes}
         return {source: point for source, point in found.items() if point is not None}
@@ -106,8 +122,8 @@ class Sweep:
             self._settings(nodes[0]),
         )
         seen = [self.observers[node.name] for node in nodes]
-        readers = {op_of(u).name for n in nodes for u in n.users if u.op == "call_function"}
-        signed = bool(readers & {"attention", "matmul"}) or not readers
+        readers = [u for n in nodes for u in n.users if u.op == "call_function"]
+        signed = any(reads_symmetric(u, self._settings(u)) for u in readers) or not readers
         narrow = _point8(seen, settings, signed)
         if not self.plan.wide[key]:
             return narrow, None
@@ -115,7 +131,7 @@ class Sweep:
         bits = self.plan.residual[key]
         scale = max(largest, 1e-9) * settings.headroom / (2 ** (max(bits, 16) - 1) - 1)
         primary = Point("int32" if bits else "int16", QParams.of(scale), bits)
-        return primary, narrow if self.plan.product[key] else None
+        return primary, narrow if self.plan.narrow[key] else None
 
     def by_row(self, linear: fx.Node) -> bool:
         """Whether a linear reads 16-bit values and scales every row of them itself."""
@@ -154,7 +170,7 @@ class Sweep:
         settings = self._settings(node)
         source, weight = node.args[0], constant(node.args[1])  # type: ignore[arg-type]
         point, inputs = self._operand(node, source, rounded)  # type: ignore[arg-type]
-        columns = _column_scales(weight, point.qparams)
+        columns = _column_scales(node, weight, point.qparams)
         flat = (weight * columns).reshape(weight.shape[0], -1)
         scale = weight_scale(flat, settings.weight_bits, settings.weight_granularity)
         if settings.weight_rounding == "gptq" and op_of(node).name == "linear":
@@ -262,12 +278,16 @@ def _point8(seen: list[Observer], settings: Settings, signed: bool) -> Point:
     return Point("uint8", QParams.of(scale, round(-lo / scale)))
 
 
-def _column_scales(weight: torch.Tensor, qparams: QParams) -> torch.Tensor:
+def _column_scales(node: fx.Node, weight: torch.Tensor, qparams: QParams) -> torch.Tensor:
     """The input's scale for every column, of a shape that broadcasts over the weight."""
     scale = torch.from_numpy(qparams.scale.copy()).float()
     if not qparams.per_channel:
         return scale.expand(weight.shape[1:])[None]
-    return scale.reshape(1, -1, *[1] * (weight.ndim - 2)).expand(1, *weight.shape[1:])
+    groups = int(node.args[6]) if op_of(node).name == "conv2d" else 1  # type: ignore[arg-type]
+    rows = scale.reshape(groups, -1, *[1] * (weight.ndim - 2))
+    return rows.repeat_interleave(len(weight) // groups if groups > 1 else 1, 0).expand(
+        -1, *weight.shape[1:]
+    )
 
 
 def _gram(inputs: list[torch.Tensor], columns: torch.Tensor) -> torch.Tensor:

@@ -12,7 +12,7 @@ MULTIPLIER_BITS = 31
 
 
 def requantise(acc: torch.Tensor, multiplier: torch.Tensor | int, shift: int) -> torch.Tensor:
-    """`(acc * multiplier + 2**(shift-1)) >> shift` in int64: rounded once, half up; not saturated."""
+    """`(acc * multiplier + 2**(shift-1)) >> shift` in int64, rounded half up, not saturated."""
     if shift == 0:
         return acc * multiplier
     return (acc * multiplier + (1 << (shift - 1))) >> shift

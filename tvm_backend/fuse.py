@@ -56,7 +56,7 @@ def groups(graph: IntGraph) -> list[Group]:
     for node in graph:
         if isinstance(node.op, (Constant, Input)) or node.name in taken:
             continue
-        group = Group(node, tuple(_followers(node, readers, graph)))
+        group = Group(node, tuple(_followers(node, readers, taken)))
         taken.update(member.name for member in group.nodes)
         found.append(group)
     # A follower may read values that are computed after the head.
@@ -64,11 +64,11 @@ def groups(graph: IntGraph) -> list[Group]:
     return sorted(found, key=lambda group: place[group.last.name])
 
 
-def _followers(head: Node, readers: dict[str, Node], graph: IntGraph) -> Iterator[Node]:
+def _followers(head: Node, readers: dict[str, Node], taken: set[str]) -> Iterator[Node]:
     allowed = FOLLOWERS.get(type(head.op), ())
     node = head
     while node.name in readers and isinstance(readers[node.name].op, allowed):
         node = readers[node.name]
-        if node.type.size != head.type.size:
+        if node.type.size != head.type.size or node.name in taken:
             return
         yield node

@@ -29,10 +29,15 @@ def lower(graph: IntGraph, target: Target | str = HOST) -> tvm.IRModule:
 
 def lower_steps(graph: IntGraph, steps: list[Step]) -> tvm.IRModule:
     """`lower` for steps already planned."""
+    return lower_named(graph, steps)[0]
+
+
+def lower_named(graph: IntGraph, steps: list[Step]) -> tuple[tvm.IRModule, dict[str, str]]:
+    """`lower_steps`, and the names of the variables of `main` by the computed nodes they hold."""
     builder = relax.BlockBuilder()
     image = graph.input
     x = relax.Var("image", relax.TensorType(image.type.shape, image.type.dtype))
-    lowering = _Lowering(graph, builder, {image.name: x}, {})
+    lowering = Lowering(graph, builder, {image.name: x}, {})
     with builder.function("main", [x]):
         with builder.dataflow():
             for step in steps:
@@ -40,11 +45,14 @@ def lower_steps(graph: IntGraph, steps: list[Step]) -> tvm.IRModule:
             values = [lowering.value(name) for name in graph.outputs.values()]
             results = builder.emit_output(relax.Tuple(values))
         builder.emit_func_output(results)
-    return builder.get()
+    computed = [step.group.last.name for step in steps]
+    return builder.get(), {name: lowering.values[name].name for name in computed}
 
 
 @dataclass(frozen=True)
-class _Lowering:
+class Lowering:
+    """The state of one lowering: what is there so far."""
+
     graph: IntGraph
     builder: relax.BlockBuilder
     values: dict[str, Any]
@@ -55,8 +63,7 @@ class _Lowering:
     def value(self, name: str) -> Any:
         """The Relax expression of a node's value; constants are made when first read."""
         if name not in self.values:
-            constant = self.graph[name].type.value
-            self.values[name] = _constant(np.asarray(constant))
+            self.values[name] = constant(np.asarray(self.graph[name].type.value))
         return self.values[name]
 
     def emit(self, step: Step) -> None:
@@ -86,14 +93,14 @@ class _Lowering:
             return self._reshaped(operand)
         if isinstance(operand, Call):
             return self.builder.emit(self.call(operand))
-        return _constant(operand)
+        return constant(operand)
 
     def _reshaped(self, operand: As) -> Any:
         kind = self.graph[operand.name].type
         if kind.shape == operand.shape:
             return self.value(operand.name)
         if kind.value is not None:
-            return _constant(np.asarray(kind.value).reshape(operand.shape))
+            return constant(np.asarray(kind.value).reshape(operand.shape))
         return self.builder.emit(relax.op.reshape(self.value(operand.name), operand.shape))
 
     def _function(self, call: Call) -> Any:
@@ -105,6 +112,7 @@ class _Lowering:
         return self.functions[key]
 
 
-def _constant(value: np.ndarray) -> Any:
+def constant(value: np.ndarray) -> Any:
+    """An array in the module."""
     # Without the type given, int64 would become int32.
     return relax.const(value, str(value.dtype))

@@ -10,9 +10,9 @@ import tvm
 from tvm import relax
 
 from iqvit.intgraph import IntGraph
-from iqvit.tvm_backend.lower import lower_steps
+from iqvit.tvm_backend.lower import lower_named
 from iqvit.tvm_backend.pipeline import build
-from iqvit.tvm_backend.plan import ALIAS, Step, plan
+from iqvit.tvm_backend.plan import ALIAS, plan
 from iqvit.tvm_backend.targets import HOST, Target, resolve
 from iqvit.tvm_backend.threads import set_threads
 
@@ -50,14 +50,14 @@ def profile(
     chosen = resolve(target) if isinstance(target, str) else target
     planned = plan(graph, chosen)
     steps = [step for step in planned if step.kernel != ALIAS]
-    module = lower_steps(graph, planned)
-    counts = _calls(module, steps)
+    module, names = lower_named(graph, planned)
+    counts = _calls(module, [names[step.group.last.name] for step in steps])
     machine = relax.VirtualMachine(build(module, chosen), tvm.cpu())
     set_threads(threads)
     rng = np.random.default_rng(0)
     image = tvm.runtime.tensor(rng.integers(0, 256, graph.input.type.shape, np.uint8))
-    names = {name.name_hint for name in module.get_global_vars()} - {"main"}
-    runs = [_run(machine, image, names, counts) for _ in range(repeats + 1)][1:]
+    functions = {name.name_hint for name in module.get_global_vars()} - {"main"}
+    runs = [_run(machine, image, functions, counts) for _ in range(repeats + 1)][1:]
     return [
         Row(
             step.group.last.name,
@@ -70,10 +70,10 @@ def profile(
     ]
 
 
-def _calls(module: tvm.IRModule, steps: list[Step]) -> list[int]:
-    """How many TIR functions every step calls, from the order of the bindings of `main`."""
-    counts = [0] * len(steps)
-    ends = {step.group.last.name: i for i, step in enumerate(steps)}
+def _calls(module: tvm.IRModule, variables: list[str]) -> list[int]:
+    """How many TIR functions compute every variable of `main` after the one before it."""
+    counts = [0] * len(variables)
+    ends = {name: i for i, name in enumerate(variables)}
     pending = 0
     for block in module["main"].body.blocks:
         for binding in block.bindings:

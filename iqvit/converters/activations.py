@@ -57,7 +57,8 @@ def _gated(c: Any, node: fx.Node, function: str) -> Node:
 
 
 def _published(c: Any, node: fx.Node, kind: type[IGelu] | type[ShiftGelu]) -> Node:
-    x, point = c.value(node.args[0]), c.point(node)
+    read = c.narrow if kind is ShiftGelu else c.value
+    x, point = read(node.args[0]), c.point(node)
     if c.qparams(x).zero_point:
         raise c.fault(node, f"{kind.NAME} reads values with zero point 0")
     op, multiplier, zero = kind.of(c.qparams(x), point.qparams, point.dtype)

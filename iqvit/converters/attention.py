@@ -57,11 +57,11 @@ def _published(c: Any, node: fx.Node, qkv: tuple[Node, ...], scale: float, point
 
 def softmax(c: Any, node: fx.Node) -> Node:
     """A softmax over the last axis that is not inside an attention."""
-    x = c.value(node.args[0])
+    chosen = c.calibrated.approximations[node.name]
+    x = c.narrow(node.args[0]) if chosen == "shiftmax" else c.value(node.args[0])
     if node.args[1] != len(x.type.shape) - 1:
         raise c.fault(node, "a softmax over another axis than the last", "permute the axes first")
     point = c.point(node)
-    chosen = c.calibrated.approximations[node.name]
     if chosen == "exp2":
         op = Softmax.of(c.qparams(x), point.qparams, point.dtype)
         return c.emit(node, op, [x], point.qparams)

@@ -6,15 +6,21 @@ from torch import fx
 
 from iqvit.canonical import arguments, is_constant
 from iqvit.intgraph import Node
+from iqvit.inttype import QParams
 from iqvit.ops.concat import Concat
 from iqvit.ops.permute import Permute
 from iqvit.ops.reshape import Reshape
 from iqvit.ops.slice import Slice
 
+INDEX = QParams.of(1.0)  # a position stands for itself
+
 
 def cat(c: Any, node: fx.Node) -> Node:
     """All parts in the form of the whole; constants (class tokens) are rounded to it."""
-    args, point = arguments(node), c.point(node)
+    args = arguments(node)
+    if not node.meta["val"].is_floating_point():
+        return c.emit(node, Concat(args["dim"]), [c.value(s) for s in args["tensors"]], INDEX)
+    point = c.point(node)
     parts = [
         c.quantised(node, f"part{index}", source, point)
         if is_constant(source)

@@ -5,10 +5,13 @@ from collections.abc import Iterator
 from tvm.ir import Expr
 from tvm.tirx.script import builder as T
 
+KERNEL = "iqvit.kernel"
+"""The attribute of functions that are written out, without blocks to be scheduled."""
+
 
 def function_attributes(name: str) -> dict[str, object]:
     """The attributes that every kernel has; its buffers never overlap."""
-    return {"global_symbol": name, "tirx.noalias": True}
+    return {"global_symbol": name, "tirx.noalias": True, KERNEL: True}
 
 
 def splat(value: int | Expr, dtype: str, lanes: int) -> Expr:

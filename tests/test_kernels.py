@@ -1,0 +1,270 @@
+"""Every fast kernel against the definition of its operator, `Op.run`: equal, on every ISA."""
+
+import numpy as np
+import pytest
+import torch
+import tvm
+from tvm import relax
+from tvm.script.ir_builder import IRBuilder
+from tvm.tirx.script import builder as T
+
+from iqvit.arith import isqrt
+from iqvit.intgraph import GraphBuilder, Node
+from iqvit.inttype import LIMITS, IntType, QParams, constant_type
+from iqvit.ops import Attention, Concat, Conv2d, LayerNorm, Permute, Rectified, Slice
+from iqvit.ops.base import REGISTRY, Sample
+from iqvit.ops.input import Input
+from iqvit.tvm_backend.fuse import Group
+from iqvit.tvm_backend.kernels.integers import quotient, square_root, total
+from iqvit.tvm_backend.kernels.isa import AVX2, AVX512_VNNI
+from iqvit.tvm_backend.kernels.vector import function_attributes, span
+from iqvit.tvm_backend.lower import Lowering, constant
+from iqvit.tvm_backend.pipeline import build
+from iqvit.tvm_backend.plan import FAST, Step
+from iqvit.tvm_backend.targets import TARGETS, missing_features
+
+SIMD = ("x86-vnni", "x86-avx2")
+
+
+def needs(target):
+    missing = missing_features(TARGETS[target].features)
+    if missing:
+        pytest.skip(f"this CPU lacks {', '.join(missing)}")
+
+
+class Loose:
+    """Nodes without the rule that a graph has one image: what a kernel needs of a graph."""
+
+    def __init__(self, nodes):
+        self.nodes = nodes
+
+    def __getitem__(self, name):
+        return self.nodes[name]
+
+    def types_of(self, node):
+        return [self.nodes[name].type for name in node.inputs]
+
+
+def one_node(sample, *followers):
+    """A sample's node, reading free values and constants, and what follows it; and the values."""
+    builder = GraphBuilder()
+    values = []
+    for i, kind in enumerate(sample.inputs):
+        if kind.value is None:
+            node = Node(f"x{i}", Input(kind.shape), (), kind)
+            builder.nodes[node.name] = node
+        else:
+            node = builder.constant(f"c{i}", kind.value)
+        values.append(node)
+    nodes = [builder.add("out", sample.op, values)]
+    for op in followers:
+        nodes.append(builder.add("out", op, [nodes[-1]]))
+    return Loose(builder.nodes), Group(nodes[0], tuple(nodes[1:])), values
+
+
+def compiled(graph, group, values, target):
+    """A function of the free values' arrays; None where the kernel declines."""
+    call = FAST[type(group.head.op)](graph, group, TARGETS[target].isa)
+    if call is None:
+        return None
+    builder = relax.BlockBuilder()
+    free = [node for node in values if node.type.value is None]
+    variables = [relax.Var(n.name, relax.TensorType(n.type.shape, n.type.dtype)) for n in free]
+    known = {node.name: variable for node, variable in zip(free, variables, strict=True)}
+    lowering = Lowering(graph, builder, known, {})
+    with builder.function("main", variables):
+        with builder.dataflow():
+            lowering.emit(Step(group, call))
+            result = builder.emit_output(lowering.values[group.last.name])
+        builder.emit_func_output(result)
+    machine = relax.VirtualMachine(build(builder.get(), TARGETS[target]), tvm.cpu())
+
+    def run(arrays):
+        tensors = [
+            tvm.runtime.tensor(a)
+            for a, node in zip(arrays, values, strict=True)
+            if node.type.value is None
+        ]
+        return machine["main"](*tensors).numpy()
+
+    return run
+
+
+def draw(kind, mode, rng):
+    if kind.value is not None:
+        return kind.value.copy()
+    if mode == "random":
+        return rng.integers(kind.lo, kind.hi + 1, kind.shape).astype(kind.dtype)
+    if mode == "extreme":
+        return rng.choice([kind.lo, kind.hi], kind.shape).astype(kind.dtype)
+    low, high = max(kind.lo, -5), min(kind.hi, 5)
+    if low > high:
+        return np.full(kind.shape, kind.lo, kind.dtype)
+    return rng.integers(low, high + 1, kind.shape).astype(kind.dtype)
+
+
+def check(sample, target, *followers):
+    needs(target)
+    graph, group, values = one_node(sample, *followers)
+    run = compiled(graph, group, values, target)
+    if run is None:
+        return False
+    rng = np.random.default_rng(0)
+    for mode in ("random", "extreme", "small"):
+        arrays = [draw(kind, mode, rng) for kind in sample.inputs]
+        expected = sample.op.run(*(torch.from_numpy(a.copy()) for a in arrays))
+        for op in followers:
+            expected = op.run(expected)
+        assert np.array_equal(run(arrays), expected.numpy()), mode
+    return True
+
+
+OPERATORS = sorted(op.NAME for op in FAST)
+
+
+@pytest.mark.parametrize("target", SIMD)
+@pytest.mark.parametrize("name", OPERATORS)
+def test_kernels_give_the_integers_of_the_samples(name, target):
+    taken = [check(sample, target) for sample in REGISTRY[name].samples()]
+    assert any(taken) or name == "conv2d"
+
+
+@pytest.mark.parametrize("target", SIMD)
+@pytest.mark.parametrize(
+    ("heads", "queries", "keys", "depth", "out"),
+    [
+        (1, 1, 1, 4, "int8"),
+        (2, 17, 33, 20, "uint8"),
+        (3, 16, 5, 64, "int16"),
+        (1, 20, 66, 8, "int8"),
+    ],
+)
+def test_attention_of_odd_shapes(heads, queries, keys, depth, out, target):
+    qkv = (QParams.of(0.03), QParams.of(0.05), QParams.of(0.02))
+    op = Attention.of(*qkv, QParams.of(0.021 if out != "int16" else 1e-4, 3), 0.3, 8, out)
+    types = tuple(IntType("int8", (1, heads, n, depth), -128, 127) for n in (queries, keys, keys))
+    assert check(Sample(op, types), target)
+
+
+@pytest.mark.parametrize("target", SIMD)
+def test_attention_writes_where_permute_and_reshape_put_it(target):
+    op = Attention.of(*[QParams.of(0.05)] * 3, QParams.of(0.05), 0.2, 8, "int8")
+    types = (IntType("int8", (1, 3, 9, 8), -128, 127),) * 3
+    reshape = REGISTRY["reshape"]((1, 9, 24))
+    assert check(Sample(op, types), target, Permute((0, 2, 1, 3)), reshape)
+
+
+def test_attention_declines_what_it_does_not_cover():
+    types = (IntType("int8", (1, 1, 4, 6), -128, 127),) * 3
+    unit = QParams.of(0.05)
+    odd = Attention.of(unit, unit, unit, unit, 0.2, 8, "int8")
+    graph, group, _ = one_node(Sample(odd, types))
+    assert FAST[Attention](graph, group, AVX512_VNNI) is None
+    wide = Attention.of(unit, unit, unit, unit, 0.2, 16, "int8")
+    graph, group, _ = one_node(Sample(wide, (IntType("int8", (1, 1, 4, 8), -128, 127),) * 3))
+    assert FAST[Attention](graph, group, AVX512_VNNI) is None
+
+
+@pytest.mark.parametrize("target", SIMD)
+@pytest.mark.parametrize(
+    ("dtype", "bits", "shape", "out"),
+    [
+        ("int16", 16, (1, 1, 33), "int8"),
+        ("int32", 20, (1, 11, 70), "int16"),
+        ("int32", 20, (3, 64), "uint8"),
+        ("uint8", 8, (9, 7), "int8"),
+    ],
+)
+def test_layernorm_of_odd_shapes(dtype, bits, shape, out, target):
+    rng = np.random.default_rng(1)
+    least = 0 if dtype == "uint8" else -(2 ** (bits - 1))
+    x = IntType(dtype, shape, least, least + 2**bits - 1)
+    gain, bias = rng.uniform(-2, 2, shape[-1]), rng.uniform(-1, 1, shape[-1])
+    scale = 0.03 if out != "int16" else 2e-4
+    op, g, b = LayerNorm.of(x, QParams.of(0.01), gain, bias, 1e-6, QParams.of(scale), out)
+    assert check(Sample(op, (x, constant_type(g), constant_type(b))), target)
+
+
+@pytest.mark.parametrize("target", SIMD)
+@pytest.mark.parametrize("columns", [1, 5, 31, 48])
+def test_rectified_of_any_width_and_every_value(columns, target):
+    needs(target)
+    op, *constants = Rectified.of("gelu", QParams.of(0.0007), QParams.of(0.03, 9), "uint8")
+    x = np.arange(-(2**15), 2**15).astype(np.int16)
+    x = np.append(x, np.zeros(-len(x) % columns, np.int16)).reshape(1, -1, columns)
+    sample = Sample(
+        op, (IntType("int16", x.shape, *LIMITS["int16"]), *map(constant_type, constants))
+    )
+    graph, group, values = one_node(sample)
+    run = compiled(graph, group, values, target)
+    arrays = [x, *constants]
+    expected = op.run(*(torch.from_numpy(a.copy()) for a in arrays)).numpy()
+    assert np.array_equal(run(arrays), expected)
+
+
+@pytest.mark.parametrize("target", SIMD)
+@pytest.mark.parametrize(
+    ("op", "shapes"),
+    [
+        (Permute((2, 0, 1)), [(3, 4, 70)]),
+        (Permute((0, 2, 1)), [(1, 5, 9)]),
+        (Slice(1, 2, 7, 2), [(2, 8, 67)]),
+        (Slice(2, 3, 4, 1), [(2, 3, 5)]),
+        (Concat(0), [(2, 3), (1, 3)]),
+        (Concat(2), [(2, 3, 65), (2, 3, 1), (2, 3, 128)]),
+    ],
+    ids=str,
+)
+def test_copies(op, shapes, target):
+    types = tuple(IntType("int16", shape, *LIMITS["int16"]) for shape in shapes)
+    assert check(Sample(op, types), target)
+
+
+@pytest.mark.parametrize("target", SIMD)
+def test_patch_embedding_reads_patches_and_writes_rows(target):
+    rng = np.random.default_rng(3)
+    weight = rng.integers(-127, 128, (10, 3, 4, 6)).astype(np.int8)
+    bias = rng.integers(-999, 999, 10).astype(np.int32)
+    m = rng.integers(2**29, 2**31 - 1, 10).astype(np.int32)
+    op = Conv2d((4, 6), (0, 0), (1, 1), 1, (0,), 36, 2, "int16", *LIMITS["int16"])
+    types = (IntType("uint8", (1, 3, 12, 12), 0, 255), *map(constant_type, (weight, bias, m)))
+    followers = (REGISTRY["reshape"]((1, 10, 6)), Permute((0, 2, 1)))
+    assert check(Sample(op, types), target, *followers)
+    assert not check(Sample(op, types), target)
+
+
+@pytest.mark.parametrize("isa", [AVX512_VNNI, AVX2], ids=lambda isa: isa.name)
+def test_roots_quotients_and_sums_are_exact(isa):
+    target = "x86-vnni" if isa is AVX512_VNNI else "x86-avx2"
+    needs(target)
+    lanes = isa.lanes // 2
+    rng = np.random.default_rng(2)
+    roots = rng.integers(0, 2**31 - 1, 400)
+    values = np.concatenate([roots**2, roots**2 - 1, roots**2 + 1, [0, 1, 2, 3, 2**62 - 1]])
+    values = np.concatenate([values.clip(0), rng.integers(0, 2**62, 3000)])
+    values = values[: len(values) // lanes * lanes].reshape(-1, lanes)
+    divisors = rng.integers(2**20, 2**31, values.shape)
+    divisors[0] = 2**31 - 1
+    numerator = 2**50 - 1
+    with IRBuilder() as builder, T.prim_func(s_tir=True):
+        T.func_name("f")
+        T.func_attr(function_attributes("f"))
+        x, y = (T.arg(n, T.buffer(values.shape, "int64")) for n in "xy")
+        out = [T.arg(n, T.buffer(values.shape, "int64")) for n in "ab"]
+        sums = T.arg("sums", T.buffer((len(values),), "int64"))
+        with T.serial(len(values)) as i:
+            index = [i, span(0, lanes)]
+            T.buffer_store(out[0], square_root(x[tuple(index)]), index)
+            T.buffer_store(out[1], quotient(T.int64(numerator), y[tuple(index)]), index)
+            T.buffer_store(sums, total(y[tuple(index)]), [i])
+    run = tvm.compile(tvm.IRModule({"f": builder.get()}), target=TARGETS[target].tvm_target())["f"]
+    results = [tvm.runtime.tensor(np.zeros(values.shape, np.int64)) for _ in range(2)]
+    added = tvm.runtime.tensor(np.zeros(len(values), np.int64))
+    run(tvm.runtime.tensor(values), tvm.runtime.tensor(divisors), *results, added)
+    assert np.array_equal(results[0].numpy(), isqrt(torch.from_numpy(values)).numpy())
+    assert np.array_equal(results[1].numpy(), numerator // divisors)
+    assert np.array_equal(added.numpy(), divisors.sum(1))
+
+
+def test_constants_keep_their_type():
+    assert 'dtype="int64"' in str(constant(np.array([2**40])).ty)

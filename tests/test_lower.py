@@ -1,0 +1,194 @@
+"""The lowered program of real stages: equal to the interpreter on every target, and well fused."""
+
+import numpy as np
+import pytest
+import torch
+from timm.models.vision_transformer import VisionTransformer
+
+from iqvit.calibration.calibrate import calibrate
+from iqvit.canonicalize import canonicalize
+from iqvit.capture import capture
+from iqvit.convert import convert
+from iqvit.errors import TargetError
+from iqvit.interpret import run
+from iqvit.intgraph import GraphBuilder
+from iqvit.inttype import LIMITS
+from iqvit.ops import Add, Linear, Permute, Reshape, Slice
+from iqvit.ops.input import Input
+from iqvit.tvm_backend.check import assert_no_float
+from iqvit.tvm_backend.compile import compile
+from iqvit.tvm_backend.fuse import groups
+from iqvit.tvm_backend.layout import View, affine, natural, tail_strides, view_of
+from iqvit.tvm_backend.lower import lower
+from iqvit.tvm_backend.plan import plain_nodes, plan
+from iqvit.tvm_backend.profile import profile
+from iqvit.tvm_backend.runtime import load
+from iqvit.tvm_backend.targets import TARGETS, missing_features
+from iqvit.tvm_backend.threads import prepare_threads, set_threads
+
+MODELS = {
+    "plain": {"embed_dim": 64, "num_heads": 2},
+    "odd": {"embed_dim": 60, "num_heads": 3, "init_values": 0.1, "reg_tokens": 2, "mlp_ratio": 2.5},
+    "pooled": {"embed_dim": 48, "num_heads": 3, "global_pool": "avg", "class_token": False},
+}
+
+
+def converted(name):
+    torch.manual_seed(0)
+    model = VisionTransformer(img_size=32, patch_size=8, depth=2, num_classes=11, **MODELS[name])
+    captured = capture(model.eval(), (1, 3, 32, 32), mean=(0.5,) * 3, std=(0.5,) * 3)
+    canonical = canonicalize(captured)
+    images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    return convert(canonical, calibrate(canonical, [images]))
+
+
+@pytest.fixture(scope="module")
+def graphs():
+    return {name: converted(name) for name in MODELS}
+
+
+@pytest.fixture(params=MODELS)
+def graph(request, graphs):
+    return graphs[request.param]
+
+
+@pytest.mark.parametrize(
+    ("name", "target"),
+    [
+        ("plain", "x86-avx2"),
+        ("plain", "x86-vnni"),
+        ("odd", "x86-vnni"),
+        ("odd", "portable"),
+        ("pooled", "x86-avx2"),
+    ],
+)
+def test_every_target_gives_the_integers_of_the_interpreter(graphs, name, target, tmp_path):
+    graph = graphs[name]
+    missing = missing_features(TARGETS[target].features)
+    if missing:
+        pytest.skip(f"this CPU lacks {', '.join(missing)}")
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (4, 3, 32, 32)).astype(np.uint8)
+    images[2], images[3] = 0, rng.choice([0, 255], images[3].shape)
+    x = torch.from_numpy(images)
+    expected = run(graph, x)
+    artifact = load(compile(graph, tmp_path / "artifact", target))
+    for threads in range(1, min(2, prepare_threads()) + 1):
+        set_threads(threads)
+        results = artifact(x)
+        assert results.keys() == expected.keys()
+        for output, value in expected.items():
+            assert results[output].dtype == value.dtype
+            assert torch.equal(results[output], value)
+
+
+def test_fast_kernels_take_all_that_costs(graph):
+    steps = plan(graph, TARGETS["x86-vnni"])
+    plain = [graph[name].op.NAME for name in plain_nodes(steps)]
+    assert set(plain) <= {"mean"}
+    assert sum(step.kernel == "attention" for step in steps) == 2
+    assert sum("add" in step.kernel.split("_") for step in steps if "gemm" in step.kernel) == 4
+    copied = [step.group.last.name for step in steps if step.kernel == "copy"]
+    assert not any("attn" in name or "embed" in name for name in copied)
+
+
+def test_equal_layers_share_their_functions(graph):
+    module = lower(graph, "x86-vnni")
+    assert_no_float(module)
+    steps = plan(graph, TARGETS["x86-vnni"])
+    assert len(module.get_global_vars()) < 0.6 * len(steps)
+
+
+def test_profile_names_every_step_once(graphs):
+    graph = graphs["pooled"]
+    if missing_features(TARGETS["x86-avx2"].features):
+        pytest.skip("this CPU lacks AVX2")
+    rows = profile(graph, "x86-avx2", repeats=1)
+    steps = [s for s in plan(graph, TARGETS["x86-avx2"]) if s.kernel != "alias"]
+    assert [row.node for row in rows] == [step.group.last.name for step in steps]
+    assert all(row.ms > 0 for row in rows)
+    macs = sum(node.op.macs(*graph.types_of(node)) for node in graph if node.op.NAME != "constant")
+    assert sum(row.macs for row in rows) == macs
+    assert rows[0].gmacs_per_s > 0
+
+
+def test_an_unknown_target_is_refused(graph):
+    with pytest.raises(TargetError, match="unknown target 'vax'"):
+        lower(graph, "vax")
+
+
+def image(builder, *shape):
+    return builder.add("x", Input(shape), [])
+
+
+def linear(builder, x, n, name="linear"):
+    rng = np.random.default_rng(n)
+    weight = builder.constant("w", rng.integers(-9, 9, (n, x.type.shape[-1])).astype(np.int8))
+    bias = builder.constant("b", np.zeros(n, np.int32))
+    m = builder.constant("m", np.full(n, 2**30, np.int32))
+    return builder.add(name, Linear(33, 0, "int16", *LIMITS["int16"]), [x, weight, bias, m])
+
+
+def add_op():
+    return Add(2**29, 2**29, 0, 30, "int16", *LIMITS["int16"])
+
+
+def test_an_add_joins_the_product_that_only_it_reads():
+    builder = GraphBuilder()
+    x = image(builder, 1, 4, 8)
+    first, second = linear(builder, x, 6, "first"), linear(builder, x, 6, "second")
+    both = builder.add("sum", add_op(), [first, second])
+    graph = builder.finish({"out": both.name})
+    assert [[n.name for n in g.nodes] for g in groups(graph)] == [["second"], ["first", "sum"]]
+
+
+def test_what_is_read_twice_or_returned_is_not_fused():
+    builder = GraphBuilder()
+    x = image(builder, 1, 4, 8)
+    first, second = linear(builder, x, 6, "first"), linear(builder, x, 6, "second")
+    both = builder.add("sum", add_op(), [first, second])
+    again = builder.add("again", add_op(), [both, first])
+    graph = builder.finish({"out": again.name, "seen": second.name})
+    assert all(len(group.nodes) == 1 for group in groups(graph))
+
+
+def test_an_add_of_a_value_to_itself_is_not_fused():
+    builder = GraphBuilder()
+    first = linear(builder, image(builder, 1, 4, 8), 6)
+    both = builder.add("sum", add_op(), [first, first])
+    graph = builder.finish({"out": both.name})
+    assert all(len(group.nodes) == 1 for group in groups(graph))
+
+
+def test_layout_operators_are_strides_of_what_they_read():
+    builder = GraphBuilder()
+    x = image(builder, 1, 5, 24)
+    split = builder.add("split", Reshape((1, 5, 3, 2, 4)), [x])
+    turned = builder.add("turned", Permute((2, 0, 3, 1, 4)), [split])
+    taken = builder.add("taken", Slice(0, 1, 2, 1), [turned])
+    one = builder.add("one", Reshape((1, 2, 5, 4)), [taken])
+    graph = builder.finish({"out": one.name})
+    assert view_of(graph, "one") == View("x", 8, (0, 4, 24, 1))
+    assert view_of(graph, "x") == View("x", 0, (120, 24, 1))
+
+
+def test_a_view_goes_no_farther_than_strides_reach():
+    builder = GraphBuilder()
+    x = image(builder, 1, 4, 6)
+    turned = builder.add("turned", Permute((0, 2, 1)), [x])
+    flat = builder.add("flat", Reshape((24,)), [turned])
+    graph = builder.finish({"out": flat.name})
+    assert view_of(graph, "flat") == View("turned", 0, (1,))
+    assert affine(natural((2, 3)).T) == (1, 3)
+    assert affine(np.array([0, 1, 3])) is None
+
+
+def test_a_tail_says_where_the_results_of_its_head_go():
+    builder = GraphBuilder()
+    x = image(builder, 1, 2, 5, 4)
+    turned = builder.add("turned", Permute((0, 2, 1, 3)), [x])
+    flat = builder.add("flat", Reshape((1, 5, 8)), [turned])
+    builder.finish({"out": flat.name})
+    assert tail_strides(x, (turned, flat)) == (0, 4, 8, 1)
+    mixed = builder.add("mixed", Permute((0, 2, 1)), [builder.add("r", Reshape((1, 4, 10)), [x])])
+    assert tail_strides(x, (builder.nodes["r"], mixed)) is None
