@@ -26,6 +26,7 @@ from iqvit.passes.normalize_arguments import normalize_arguments
 from iqvit.passes.normalize_attention import normalize_attention
 from iqvit.passes.remove_identities import remove_identities
 from iqvit.passes.remove_neutral_arithmetic import remove_neutral_arithmetic
+from iqvit.passes.split_projections import split_projections
 
 Pass = Callable[[fx.GraphModule], None]
 
@@ -56,6 +57,8 @@ def canonical_pipeline() -> list[Pass]:
         fuse_attention,
         # Last: what the passes above left between each other.
         remove_identities,
+        merge_layouts,
+        split_projections,
         merge_layouts,
         merge_duplicates,
     ]

@@ -104,7 +104,7 @@ def test_the_canonical_graph_is_typed_and_traced():
     names = [node.name for node in graph.nodes]
     assert len(set(names)) == len(names)
     assert {"blocks_0_attn_qkv_linear", "blocks_1_attn_attention", "cat"} <= set(names)
-    assert "blocks_0_attn_qkv_weight" in dict(canonical.module.named_buffers())
+    assert "blocks_0_attn_qkv_weight_0" in dict(canonical.module.named_buffers())
     for node in graph.nodes:
         assert isinstance(canonical.sources[node.name], Source)
         if node.op == "get_attr":
