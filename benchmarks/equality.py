@@ -51,7 +51,7 @@ def main(
                 library = load(artifact, threads=count)
                 pairs = zip(_shown(x, f"{target}, {count}"), wanted, strict=True)
                 unequal = sum(not _equal(library(image[None]), want) for image, want in pairs)
-                print(f"{target}, {count} threads: {unequal} of {len(x)} images unequal", flush=True)
+                print(f"{target}, {count} threads: {unequal} of {len(x)} unequal", flush=True)
                 found[f"unequal@{target}@{count}"] = unequal
     write_metrics(json, found)
     sys.exit(1 if any(v for k, v in found.items() if k.startswith("unequal")) else 0)

@@ -1,6 +1,6 @@
 """q, k, v = select(permute(reshape(linear(x, w, b))), 0..2)  ->  three linears, one for each
 
-A packed projection gives q, k and v one integer scale, that of the largest; apart, each has its own.
+A packed projection gives q, k and v one integer scale; apart, each has its own.
 """
 
 import math
@@ -12,7 +12,7 @@ from iqvit.passes.editing import add_constant, calls, insert, is_call, operands,
 
 
 def split_projections(module: fx.GraphModule) -> None:
-    """Take apart linears of which every part goes its own way behind reshapes and permutations."""
+    """Take apart linears whose parts go their own ways behind reshapes and permutations."""
     for linear in calls(module, aten.linear):
         chain, selects = _parts(linear)
         if not selects:
@@ -24,7 +24,7 @@ def split_projections(module: fx.GraphModule) -> None:
 
 
 def _parts(linear: fx.Node) -> tuple[list[fx.Node], list[fx.Node]]:
-    """The layout operators behind a linear and the selects that end them; none where others read."""
+    """The layout operators behind a linear and the selects that end them; none if others read."""
     chain: list[fx.Node] = []
     node = linear
     while len(node.users) == 1 and is_call(next(iter(node.users)), aten.reshape, aten.permute):
