@@ -1,0 +1,213 @@
+"""Segmenter: a plain ViT encoder with a linear or a mask-transformer decoder, made for capture.
+
+Source: Strudel et al., "Segmenter: Transformer for Semantic Segmentation" (ICCV 2021), section 3.
+The names of the weights are those of the authors' public repository, so that either loads the
+other's checkpoints.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from iqvit.errors import ModelError
+from iqvit.models.vit import (
+    EPS,
+    ViTConfig,
+    ViTEncoder,
+    initialise_linear,
+    make_blocks,
+    require_heads,
+    resample_positions,
+)
+from iqvit.models.weights import Weights, load_weights
+
+DECODERS = ("linear", "mask")
+MOST_CLASSES = 255
+"""A class map is uint8, and 255 marks pixels to ignore in annotations."""
+HEADS = ("head.", "head_dist.", "fc_norm.", "pre_logits.")
+"""Weights of a classifier that a segmenter has no use for."""
+
+
+@dataclass(frozen=True)
+class SegmenterConfig:
+    """Sizes of a Segmenter.
+
+    image_size: (height, width) in pixels, multiples of patch_size. width, depth, heads, mlp_ratio:
+    of the encoder; the decoder has its width and mlp_ratio. decoder: "linear" or "mask", which has
+    decoder_depth blocks of decoder_heads heads. normalise: whether patch and class vectors are
+    L2-normalised before their product. drop_path: stochastic depth of the encoder in training, 0
+    in the first block to this rate in the last. eps: of every LayerNorm
+    (timm's 1e-6; the public checkpoints have torch's 1e-5).
+    """
+
+    image_size: tuple[int, int]
+    classes: int
+    patch_size: int = 16
+    width: int = 192
+    depth: int = 12
+    heads: int = 3
+    mlp_ratio: int = 4
+    decoder: str = "linear"
+    decoder_depth: int = 2
+    decoder_heads: int = 3
+    normalise: bool = True
+    drop_path: float = 0.0
+    eps: float = EPS
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.classes <= MOST_CLASSES:
+            raise ModelError(f"a class map has 2 to {MOST_CLASSES} classes, not {self.classes}")
+        if self.decoder not in DECODERS:
+            raise ModelError(f"no decoder {self.decoder!r}; it is one of {', '.join(DECODERS)}")
+        if self.patch_size >= 1 and min(self.image_size) < self.patch_size:
+            height, width = self.image_size
+            raise ModelError(
+                f"an image of {height}x{width} pixels is smaller than a patch of {self.patch_size}"
+            )
+        if min(self.decoder_depth, self.decoder_heads) < 1:
+            raise ModelError(f"a decoder has no size below 1: {self}")
+        if self.decoder == "mask":
+            require_heads(self.width, self.decoder_heads)
+        # Checks what encoder and decoder share.
+        _ = self.encoder
+
+    @property
+    def encoder(self) -> ViTConfig:
+        """The sizes of the encoder alone."""
+        return ViTConfig(
+            image_size=self.image_size,
+            patch_size=self.patch_size,
+            width=self.width,
+            depth=self.depth,
+            heads=self.heads,
+            mlp_ratio=self.mlp_ratio,
+            eps=self.eps,
+            drop_path=self.drop_path,
+        )
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches, the resolution of the logits."""
+        return self.encoder.grid
+
+
+class LinearDecoder(nn.Module):
+    """One linear layer for every patch, [N, patches, width] -> [N, patches, classes]."""
+
+    def __init__(self, config: SegmenterConfig) -> None:
+        super().__init__()
+        self.head = nn.Linear(config.width, config.classes)
+        self.apply(initialise_linear)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(x)
+
+
+class MaskDecoder(nn.Module):
+    """Class embeddings through a transformer with the patches, then their scalar products.
+
+    [N, patches, width] -> [N, patches, classes]; equation 3 of the paper, followed by the
+    LayerNorm over the classes.
+    """
+
+    def __init__(self, config: SegmenterConfig) -> None:
+        super().__init__()
+        width = config.width
+        self.classes = config.classes
+        self.normalise = config.normalise
+        self.proj_dec = nn.Linear(width, width)
+        self.cls_emb = nn.Parameter(torch.zeros(1, config.classes, width))
+        self.proj_patch = nn.Parameter(torch.randn(width, width) / math.sqrt(width))
+        self.proj_classes = nn.Parameter(torch.randn(width, width) / math.sqrt(width))
+        self.blocks = make_blocks(
+            config.decoder_depth,
+            width,
+            config.decoder_heads,
+            config.mlp_ratio,
+            eps=config.eps,
+            drop_path=0.0,
+        )
+        self.decoder_norm = nn.LayerNorm(width, eps=config.eps)
+        self.mask_norm = nn.LayerNorm(config.classes, eps=config.eps)
+        self.apply(initialise_linear)
+        nn.init.trunc_normal_(self.cls_emb, std=0.02)
+
+    def forward(self, x: Tensor) -> Tensor:
+        count = x.shape[1]
+        x = torch.cat([self.proj_dec(x), self.cls_emb.expand(x.shape[0], -1, -1)], dim=1)
+        x = self.decoder_norm(self.blocks(x))
+        patches = x[:, :count] @ self.proj_patch
+        classes = x[:, count:] @ self.proj_classes
+        if self.normalise:
+            patches = functional.normalize(patches, dim=-1)
+            classes = functional.normalize(classes, dim=-1)
+        return self.mask_norm(patches @ classes.transpose(1, 2))
+
+
+class Segmenter(nn.Module):
+    """Normalised images float32 [N, 3, H, W] -> logits [N, classes, H / patch, W / patch].
+
+    H and W are those of `config.image_size`. Weights are drawn from torch's random state.
+    """
+
+    def __init__(self, config: SegmenterConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = ViTEncoder(config.encoder)
+        self.encoder.initialise()
+        self.decoder = (LinearDecoder if config.decoder == "linear" else MaskDecoder)(config)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # The class token has done its work in attention; only patches are decoded.
+        scores = self.decoder(self.encoder(x)[:, 1:])
+        return scores.transpose(1, 2).reshape(-1, self.config.classes, *self.config.grid)
+
+
+class ClassMap(nn.Module):
+    """Normalised images float32 [N, 3, H, W] -> class indices int64 [N, H, W].
+
+    The class of the largest logit, after the logits are resized to the image, bilinear; of equal
+    ones the lowest index.
+    """
+
+    def __init__(self, segmenter: Segmenter) -> None:
+        super().__init__()
+        self.segmenter = segmenter
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = functional.interpolate(
+            self.segmenter(x),
+            size=self.segmenter.config.image_size,
+            mode="bilinear",
+            align_corners=False,
+        )
+        return logits.argmax(dim=1)
+
+
+def load_encoder(segmenter: Segmenter, weights: Weights) -> tuple[str, ...]:
+    """Copies timm's ViT `weights` into the encoder; returns notes for the user.
+
+    The classifier's head is left out, and the position embedding of a square image is resampled to
+    the segmenter's grid. Raises ModelError for other missing, unexpected or wrongly shaped weights.
+    """
+    tensors = {k: t for k, t in weights.tensors.items() if not k.startswith(HEADS)}
+    notes: list[str] = []
+    if len(tensors) < len(weights.tensors):
+        notes.append("the classifier's head is left out")
+    config = segmenter.config
+    position = tensors.get("pos_embed")
+    if position is not None and position.dim() == 3 and position.shape[1] != config.encoder.tokens:
+        side = math.isqrt(max(0, position.shape[1] - 1))
+        if side * side != position.shape[1] - 1:
+            raise ModelError(
+                f"{weights.source}: a position embedding of {position.shape[1]} tokens is not a "
+                "class token and a square of patches"
+            )
+        tensors["pos_embed"] = resample_positions(position.float(), (side, side), config.grid)
+        rows, columns = config.grid
+        notes.append(f"position embedding resampled from {side}x{side} to {rows}x{columns} patches")
+    found = load_weights(segmenter.encoder, Weights(tensors, weights.source, weights.notes))
+    return (*found, *notes)
