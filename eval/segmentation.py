@@ -1,0 +1,198 @@
+"""Scores class maps against masks: mIoU and accuracies, as the field computes them."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from iqvit.errors import DataError
+from iqvit.eval.evaluate import spread
+from iqvit.eval.metrics import percent
+from iqvit.eval.segmentation_data import IGNORE, SegmentationSet
+
+MapPredictor = Callable[[Tensor], Tensor]
+"""uint8 [1, 3, H, W] -> class indices [1, h, w], any integer type."""
+
+
+class ConfusionMatrix:
+    """Counts of pixels, int64 [classes, classes]: rows are the truth, columns the prediction.
+
+    Everything is summed over all images first and divided once; an average over images of each
+    image's IoU is another number. Metrics are percentages in 0..100.
+    """
+
+    def __init__(self, classes: int) -> None:
+        """All zero; `classes` in 1..255."""
+        if not 1 <= classes <= IGNORE:
+            raise DataError(f"a confusion matrix of {classes} classes; 1..{IGNORE} are possible")
+        self.classes = classes
+        self.counts = torch.zeros(classes, classes, dtype=torch.int64)
+
+    def add(self, predicted: Tensor, truth: Tensor) -> None:
+        """Count the pixels of integer maps of one shape, except those where truth is `IGNORE`.
+
+        Raises DataError for shapes that differ and for a class that is not in the list.
+        """
+        if predicted.shape != truth.shape:
+            raise DataError(
+                f"a class map of {tuple(predicted.shape)} is scored on a mask of "
+                f"{tuple(truth.shape)}: they must be of one size"
+            )
+        scored = truth != IGNORE
+        wanted, found = truth[scored].long(), predicted[scored].long()
+        for values, what in ((wanted, "the mask"), (found, "the class map")):
+            wrong = values[(values < 0) | (values >= self.classes)]
+            if len(wrong) > 0:
+                raise DataError(
+                    f"{what} holds class {int(wrong[0])}, but there are {self.classes} classes "
+                    f"(0..{self.classes - 1})"
+                )
+        pairs = torch.bincount(wanted * self.classes + found, minlength=self.classes**2)
+        self.counts += pairs.view(self.classes, self.classes)
+
+    def iou(self) -> list[float | None]:
+        """For each class 100 * intersection / union; None where both maps lack it everywhere."""
+        hits = self.counts.diagonal()
+        unions = self.counts.sum(0) + self.counts.sum(1) - hits
+        return _shares(hits, unions)
+
+    def accuracies(self) -> list[float | None]:
+        """For each class the percent of its true pixels that were found; None without any."""
+        return _shares(self.counts.diagonal(), self.counts.sum(1))
+
+    def miou(self) -> float:
+        """The mean of `iou` over the classes that occur in truth or prediction.
+
+        A class that is predicted somewhere and never true counts with 0; one that is neither is
+        left out. Pixels with the truth `IGNORE` count for nothing, whatever is predicted there.
+        """
+        return _mean(self.iou())
+
+    def mean_accuracy(self) -> float:
+        """The mean of `accuracies` over the classes that occur in the truth."""
+        return _mean(self.accuracies())
+
+    def pixel_accuracy(self) -> float:
+        """Percent of the scored pixels whose class is right."""
+        self._require_pixels()
+        return percent(int(self.counts.diagonal().sum()), int(self.counts.sum()))
+
+    def metrics(self) -> dict[str, float | int]:
+        """miou, pixel_accuracy, mean_accuracy; how many pixels and classes were scored."""
+        self._require_pixels()
+        return {
+            "miou": self.miou(),
+            "pixel_accuracy": self.pixel_accuracy(),
+            "mean_accuracy": self.mean_accuracy(),
+            "classes": sum(value is not None for value in self.iou()),
+            "pixels": int(self.counts.sum()),
+        }
+
+    def _require_pixels(self) -> None:
+        if int(self.counts.sum()) == 0:
+            raise DataError("no pixels were scored: every one of them is to be ignored")
+
+
+@dataclass(frozen=True)
+class SegmentationScores:
+    """What an evaluation found. metrics is flat; iou is by class name, None where it is absent."""
+
+    metrics: dict[str, Any]
+    iou: dict[str, float | None]
+    float_iou: dict[str, float | None] | None = None
+
+
+def evaluate_segmentation(
+    predict: MapPredictor,
+    dataset: SegmentationSet,
+    read: Callable[[Path], Tensor],
+    *,
+    reference: MapPredictor | None = None,
+    limit: int | None = None,
+    on_map: Callable[[Path, Tensor], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> SegmentationScores:
+    """Metrics of `predict` on a data set, at the resolution of its masks.
+
+    `read` turns an image file into the model's input, uint8 [3, H, W]; a `Preprocess` is one. The
+    class map is brought to the mask's size with `resize_nearest`: all that is scored is integers.
+    Always: `ConfusionMatrix.metrics`, images, seconds. With `reference`: float_miou, and
+    equal_pixels, the percent of all pixels (ignored ones too, and before any resizing) to which
+    both give the same class. `limit` takes so many images, evenly spaced; `on_map(image, map)` is
+    given every class map at the mask's size, uint8 [H, W]. Raises DataError.
+    """
+    chosen = spread(range(len(dataset)), limit)
+    own, real = (ConfusionMatrix(len(dataset.classes)) for _ in range(2))
+    equal = compared = 0
+    start = time.perf_counter()
+    for done, index in enumerate(chosen, 1):
+        image = dataset.items[index][0]
+        truth = dataset.mask(index)
+        pixels = read(image)[None]
+        found = _class_map(predict(pixels), image)
+        resized = resize_nearest(found, truth.shape)
+        own.add(resized, truth)
+        if on_map is not None:
+            on_map(image, resized.to(torch.uint8))
+        if reference is not None:
+            other = _class_map(reference(pixels), image)
+            equal += _equal_pixels(found, other)
+            compared += found.numel()
+            real.add(resize_nearest(other, truth.shape), truth)
+        if progress is not None:
+            progress(done, len(chosen))
+    metrics: dict[str, Any] = {**own.metrics(), "images": len(chosen)}
+    if reference is not None:
+        metrics |= {"float_miou": real.miou(), "equal_pixels": percent(equal, compared)}
+    metrics["seconds"] = time.perf_counter() - start
+    named = dict(zip(dataset.classes, own.iou(), strict=True))
+    if reference is None:
+        return SegmentationScores(metrics, named)
+    return SegmentationScores(metrics, named, dict(zip(dataset.classes, real.iou(), strict=True)))
+
+
+def resize_nearest(values: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
+    """[h, w] -> [H, W] without blending: the value whose pixel holds the centre of the new one.
+
+    Row y is row floor((2 y + 1) h / (2 H)), columns alike: integers only, the rule that torch names
+    "nearest-exact".
+    """
+    rows, columns = (
+        (2 * torch.arange(new) + 1) * old // (2 * new)
+        for new, old in zip(size, values.shape, strict=True)
+    )
+    return values[rows][:, columns]
+
+
+def _class_map(found: Tensor, image: Path) -> Tensor:
+    if found.dim() != 3 or found.shape[0] != 1 or found.is_floating_point():
+        raise DataError(
+            f"the model returned {found.dtype} of shape {tuple(found.shape)} for {image}, where "
+            "integer class indices [1, height, width] are needed"
+        )
+    return found[0]
+
+
+def _equal_pixels(found: Tensor, other: Tensor) -> int:
+    if found.shape != other.shape:
+        raise DataError(
+            f"the reference gives class maps of {tuple(other.shape)}, the model of "
+            f"{tuple(found.shape)}; they are not the same model"
+        )
+    return int((found == other).sum())
+
+
+def _shares(part: Tensor, whole: Tensor) -> list[float | None]:
+    pairs = zip(part.tolist(), whole.tolist(), strict=True)
+    return [100.0 * p / w if w > 0 else None for p, w in pairs]
+
+
+def _mean(values: list[float | None]) -> float:
+    known = [value for value in values if value is not None]
+    if not known:
+        raise DataError("no pixels were scored: every one of them is to be ignored")
+    return sum(known) / len(known)
