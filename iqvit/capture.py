@@ -222,7 +222,9 @@ def _source(node: fx.Node) -> Source:
 
 
 def _output_names(program: ExportedProgram) -> tuple[str, ...]:
-    """`logits` for a tensor, field names for a dict or data class, `output_0`... for a tuple."""
+    """`logits` for a tensor (`classes` for one of indices), field names for a dict or data class,
+    `output_0`... for a tuple.
+    """
     paths = list(_leaf_paths(program.call_spec.out_spec, ()))
     specs = program.graph_signature.output_specs
     if any(spec.kind != OutputKind.USER_OUTPUT for spec in specs):
@@ -234,11 +236,16 @@ def _output_names(program: ExportedProgram) -> tuple[str, ...]:
             continue
         if type(spec.arg).__name__ != "TensorArgument":
             raise CaptureError(f"output {'.'.join(path)} is {value!r}: outputs must be tensors")
-        name = "_".join(path) if path else "logits"
+        name = "_".join(path) if path else _only_name(program)
         names.append(f"output_{name}" if name[0].isdigit() else name)
     if not names:
         raise CaptureError("the model returns no tensor: return the logits")
     return tuple(names)
+
+
+def _only_name(program: ExportedProgram) -> str:
+    (tensor,) = program.graph.output_node().args[0]  # type: ignore[misc]
+    return "logits" if tensor.meta["val"].is_floating_point() else "classes"
 
 
 def _leaf_paths(spec: Any, path: tuple[str, ...]) -> Iterator[tuple[str, ...]]:

@@ -102,12 +102,13 @@ def test_modes_that_inference_has_off_are_inlined():
     ("forward", "names"),
     [
         (lambda net, x: x + 1, ("logits",)),
+        (lambda net, x: x.argmax(1), ("classes",)),
         (lambda net, x: (x + 1, x + 2), ("output_0", "output_1")),
         (lambda net, x: {"boxes": x + 1, "none": None, "logits": x + 2}, ("boxes", "logits")),
         (lambda net, x: Detections(x + 1, x + 2), ("boxes", "scores")),
         (lambda net, x: {"aux": [x + 1, x + 2]}, ("aux_0", "aux_1")),
     ],
-    ids=["tensor", "tuple", "dict", "namedtuple", "nested"],
+    ids=["tensor", "indices", "tuple", "dict", "namedtuple", "nested"],
 )
 def test_output_names(forward, names):
     model = captured(forward)
