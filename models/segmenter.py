@@ -166,11 +166,10 @@ class Segmenter(nn.Module):
         return scores.transpose(1, 2).reshape(-1, self.config.classes, *self.config.grid)
 
 
-class ClassMap(nn.Module):
-    """Normalised images float32 [N, 3, H, W] -> class indices int64 [N, H, W].
+class Logits(nn.Module):
+    """Normalised images float32 [N, 3, H, W] -> logits [N, classes, H, W], resized bilinearly.
 
-    The class of the largest logit, after the logits are resized to the image, bilinear; of equal
-    ones the lowest index.
+    For sliding windows, whose logits are summed before the largest is chosen.
     """
 
     def __init__(self, segmenter: Segmenter) -> None:
@@ -178,13 +177,22 @@ class ClassMap(nn.Module):
         self.segmenter = segmenter
 
     def forward(self, x: Tensor) -> Tensor:
-        logits = functional.interpolate(
+        return functional.interpolate(
             self.segmenter(x),
             size=self.segmenter.config.image_size,
             mode="bilinear",
             align_corners=False,
         )
-        return logits.argmax(dim=1)
+
+
+class ClassMap(Logits):
+    """Normalised images float32 [N, 3, H, W] -> class indices int64 [N, H, W].
+
+    The class of the largest of `Logits`; of equal ones the lowest index.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).argmax(dim=1)
 
 
 def load_encoder(segmenter: Segmenter, weights: Weights) -> tuple[str, ...]:
