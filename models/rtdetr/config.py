@@ -5,9 +5,13 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from iqvit.errors import ModelError
+from iqvit.models.vit import ViTConfig
 
 STRIDES = (8, 16, 32)
 """Pixels per cell of the three feature levels, finest first."""
+
+PATCH = 16
+"""Pixels of a side of a patch of the plain ViT, the middle stride."""
 
 SAMPLINGS = ("default", "discrete")
 
@@ -47,11 +51,24 @@ class PyramidConfig:
     depth: int = 12
     heads: int = 3
     mlp_ratio: int = 4
+    drop_path: float = 0.0
 
     def __post_init__(self) -> None:
-        _require_positive("a ViT", *vars(self).values())
-        _require_multiple("the width of the ViT", self.width, "its heads", self.heads)
-        _require_multiple("the width of the ViT", self.width, "2", 2)
+        _require_positive("a ViT", self.width, self.depth, self.heads, self.mlp_ratio)
+        _require_multiple("the width of the ViT", self.width, "the levels that it halves", 2)
+        _ = self.encoder((STRIDES[-1], STRIDES[-1]))  # Checks the rest.
+
+    def encoder(self, image_size: tuple[int, int]) -> ViTConfig:
+        """The sizes of the ViT for images of (height, width) pixels."""
+        return ViTConfig(
+            image_size=image_size,
+            patch_size=PATCH,
+            width=self.width,
+            depth=self.depth,
+            heads=self.heads,
+            mlp_ratio=self.mlp_ratio,
+            drop_path=self.drop_path,
+        )
 
     @property
     def channels(self) -> tuple[int, int, int]:

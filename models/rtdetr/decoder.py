@@ -137,7 +137,7 @@ def _box_head(config: RTDetrConfig) -> Perceptron:
 
 
 def make_anchors(levels: tuple[tuple[int, int], ...]) -> tuple[Tensor, Tensor]:
-    """Logits float32 [1, tokens, 4] of one box for each cell, and 1.0 where it is used, [1, tokens, 1].
+    """One box for each cell: logits float32 [1, tokens, 4]; 1.0 where it is used, [1, tokens, 1].
 
     Boxes are centred in the cell, with sides 0.05, 0.1, 0.2 of the image on the three levels. One
     with a coordinate outside (0.01, 0.99) is not used: its logits are NO_ANCHOR.
