@@ -88,6 +88,9 @@ def class_map(logits: Tensor) -> Tensor:
             f"logits of shape {tuple(logits.shape)} where [N, classes, H, W] with 1..256 classes "
             "are needed"
         )
+    # NaN is never larger, so it would pass for class 0.
+    if logits.is_floating_point() and not bool(torch.isfinite(logits).all()):
+        raise DataError("logits are NaN or infinite")
     best = logits[:, 0].clone()
     chosen = torch.zeros(best.shape, dtype=torch.uint8)
     for index in range(1, logits.shape[1]):
@@ -126,7 +129,7 @@ def _check(logits: Tensor, sums: Tensor, window: tuple[int, int], overlap: int) 
         raise DataError(
             f"a window gave {tuple(logits.shape)} where logits [1, classes, {window[0]}, "
             f"{window[1]}] are needed; a model for sliding windows ends in logits, not in a class "
-            "map: quantize it with --output-kind logits"
+            "map: quantize it with --logits"
         )
     if sums.is_floating_point():
         return

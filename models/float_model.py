@@ -15,6 +15,7 @@ from iqvit.models.weights import Weights, load_weights
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 CROPS = ("center", "squash")
+TASKS = ("classification", "segmentation")
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
 
 
@@ -26,6 +27,8 @@ class FloatModel:
     is resized to `resize` (height, width; "center": the smallest scale that keeps the aspect and
     covers it, "squash": exactly that size), then its middle H x W is cut out. `weights` says where
     the weights are from; `notes` holds what the loader had to decide and a user should be told.
+    task "classification": the network gives [N, classes]; "segmentation": class indices [N, H, W],
+    or logits [N, classes, H, W]; palette then holds RGB in 0..255 of each class, where known.
     """
 
     module: nn.Module
@@ -39,6 +42,8 @@ class FloatModel:
     labels: tuple[str, ...] | None = None
     weights: str = "random"
     notes: tuple[str, ...] = ()
+    task: str = "classification"
+    palette: tuple[tuple[int, int, int], ...] | None = None
 
     def __post_init__(self) -> None:
         height, width = self.input_shape[2:]
@@ -56,6 +61,8 @@ class FloatModel:
             math.isfinite(m) for m in self.mean
         ):
             raise ModelError(f"{self.name}: mean {self.mean} or std {self.std} is impossible")
+        if self.task not in TASKS:
+            raise ModelError(f"{self.name}: task {self.task!r} is none of {', '.join(TASKS)}")
 
     @property
     def preprocessing(self) -> dict[str, Any]:
@@ -74,18 +81,35 @@ class FloatModel:
         return (images.float() / 255.0 - mean) / std
 
     def scores(self, images: Tensor) -> Tensor:
-        """uint8 [N, 3, H, W] -> float32 logits [N, classes], without gradients."""
+        """uint8 [N, 3, H, W] -> float32 logits [N, classes], without gradients.
+
+        For a segmentation: the class map, uint8 [N, H, W].
+        """
         with torch.no_grad():
-            return logits_of(self.module(self.normalise(images)), self.name)
+            output = self.module(self.normalise(images))
+        if self.task == "classification":
+            return logits_of(output, self.name)
+        if not isinstance(output, Tensor) or output.dim() != 3 or output.is_floating_point():
+            raise ModelError(f"{self.name} is for segmentation, but gives no class map [N, H, W]")
+        return output.to(torch.uint8)
 
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked of a source of models beside the name; None leaves it to the model."""
+    """What is asked of a source of models beside the name; None leaves it to the model.
+
+    input_size: (height, width) in pixels.
+    """
 
     weights: Weights | None = None
-    input_size: int | None = None
+    input_size: tuple[int, int] | None = None
     num_classes: int | None = None
+
+    @property
+    def sides(self) -> int | tuple[int, int] | None:
+        """`input_size` for libraries that take a square by its side."""
+        size = self.input_size
+        return size[0] if size is not None and size[0] == size[1] else size
 
     def fill(self, module: nn.Module, otherwise: str = "random") -> tuple[str, tuple[str, ...]]:
         """Loads the weights, if any were given; returns where weights are from, and notes."""
@@ -113,6 +137,11 @@ def logits_of(output: Any, name: str) -> Tensor:
         f"{name} returned {type(output).__name__}{shape} where class scores [N, classes] "
         "(or an output with `logits`) are needed"
     )
+
+
+def shown(size: tuple[int, int]) -> str:
+    """Height and width as they are written in options and messages: 352x480."""
+    return f"{size[0]}x{size[1]}"
 
 
 @contextmanager

@@ -6,13 +6,14 @@ other's checkpoints.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from iqvit.errors import ModelError
+from iqvit.models.float_model import FloatModel
 from iqvit.models.vit import (
     EPS,
     ViTConfig,
@@ -27,6 +28,7 @@ from iqvit.models.weights import Weights, load_weights
 DECODERS = ("linear", "mask")
 MOST_CLASSES = 255
 """A class map is uint8, and 255 marks pixels to ignore in annotations."""
+POSITIONS = "encoder.pos_embed"
 HEADS = ("head.", "head_dist.", "fc_norm.", "pre_logits.")
 """Weights of a classifier that a segmenter has no use for."""
 
@@ -193,6 +195,33 @@ class ClassMap(Logits):
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x).argmax(dim=1)
+
+
+def with_logits(model: FloatModel) -> FloatModel:
+    """The same segmenter, ending in `Logits` instead of in `ClassMap`; ModelError for others."""
+    if not isinstance(model.module, Logits):
+        raise ModelError(f"{model.name} is no segmenter, so that it has no logits of every pixel")
+    return replace(model, module=Logits(model.module.segmenter).eval())
+
+
+def at_size(segmenter: Segmenter, image_size: tuple[int, int]) -> Segmenter:
+    """`segmenter` itself, or a copy of it for images of `image_size` (height, width).
+
+    The position embedding of the copy is resampled to its grid; mode and device are kept, and
+    torch's random state is left as it was. Raises ModelError for sizes that are no whole patches.
+    """
+    config = segmenter.config
+    if config.image_size == image_size:
+        return segmenter
+    wanted = replace(config, image_size=image_size)
+    with torch.random.fork_rng(devices=[]):
+        made = Segmenter(wanted)
+    tensors = segmenter.state_dict()
+    positions = tensors[POSITIONS].float()
+    made.load_state_dict(
+        {**tensors, POSITIONS: resample_positions(positions, config.grid, wanted.grid)}
+    )
+    return made.to(positions.device).train(segmenter.training)
 
 
 def load_encoder(segmenter: Segmenter, weights: Weights) -> tuple[str, ...]:

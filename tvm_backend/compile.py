@@ -45,7 +45,8 @@ def compile(
 def manifest_of(graph: IntGraph, target: Target, steps: list[Step]) -> dict[str, Any]:
     """What the artifact's manifest says of the graph (see `artifact.REQUIRED`).
 
-    Beyond that, `macs` and `params` of one image, `kernels` (how many steps each kernel family
+    Beyond that, `task` ("classification" where the graph says nothing), `palette` (RGB of each
+    class, or empty), `macs` and `params` of one image, `kernels` (how many steps each kernel family
     computes) and `plain_nodes` (those that no fast kernel computes).
     """
     count = cost(graph)
@@ -54,7 +55,9 @@ def manifest_of(graph: IntGraph, target: Target, steps: list[Step]) -> dict[str,
         "target": {"name": target.name, "features": list(target.features)},
         "inputs": [_tensor(graph.input.name, graph.input)],
         "outputs": [_tensor(name, graph[source]) for name, source in graph.outputs.items()],
+        "task": graph.meta.get("task") or "classification",
         "labels": list(graph.meta.get("labels") or []),
+        "palette": [list(colour) for colour in graph.meta.get("palette") or []],
         "preprocessing": dict(graph.meta.get("preprocessing") or {}),
         "macs": count.macs,
         "params": count.params,

@@ -16,6 +16,11 @@ if TYPE_CHECKING:
     from iqvit.tvm_backend.runtime import Artifact
 
 FLOAT, INTERPRETER, LIBRARY = "float", "interpreter", "library"
+CLASSIFICATION, SEGMENTATION = "classification", "segmentation"
+RANKS = {CLASSIFICATION: (2,), SEGMENTATION: (3, 4)}
+"""How many axes the output of a task has: [1, classes]; [1, H, W] or [1, classes, H, W]."""
+Size = int | tuple[int, int]
+"""Pixels of a side, or (height, width)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,9 +28,11 @@ class Subject:
     """Something that scores images.
 
     kind: "float" (PyTorch), "interpreter" (an .iqv) or "library" (an artifact). scores takes uint8
-    [N, 3, H, W] and gives [N, classes]; real = scale * (score - zero_point). example and call are
-    for timing: one image in the model's own form, and one run on it. facts: metrics known without
-    running it (macs, params, bytes). set_threads holds for the calls after it.
+    [N, 3, H, W] and gives, by task, "classification": [N, classes]; "segmentation": class indices
+    [N, H, W], or logits [N, classes, H, W]. Of scores that are no indices, real = scale *
+    (score - zero_point). example and call are for timing: one image in the model's own form, and
+    one run on it. facts: metrics known without running it (macs, params, bytes). set_threads holds
+    for the calls after it. palette: RGB in 0..255 of each class, where the model has colours.
     """
 
     name: str
@@ -41,6 +48,8 @@ class Subject:
     scale: float = 1.0
     zero_point: float = 0.0
     folder: Path | None = None
+    task: str = CLASSIFICATION
+    palette: tuple[tuple[int, int, int], ...] = ()
 
     @property
     def preprocess(self) -> "Preprocess":
@@ -63,17 +72,22 @@ def open_subject(
     text: str,
     *,
     weights: Path | None = None,
-    input_size: int | None = None,
+    input_size: Size | None = None,
     classes: int | None = None,
     seed: int = 0,
+    logits: bool = False,
 ) -> Subject:
-    """The MODEL that `text` names; the options are for a float model and refused for others."""
+    """The MODEL that `text` names; the options are for a float model and refused for others.
+
+    `logits`: a float segmenter ends in logits, not in a class map; no effect on others, which are
+    what they are.
+    """
     path = Path(text)
     integer = path.exists() or path.suffix == ".iqv" or ":" not in text
     given = {"--weights": weights, "--input-size": input_size, "--classes": classes}
     unfit = [name for name, value in given.items() if value is not None]
     if not integer:
-        model = load_float(text, weights, input_size, classes, seed)
+        model = load_float(text, weights, input_size, classes, seed, logits=logits)
         return float_subject(model)
     if unfit:
         raise ModelError(f"{text} is no float model: {unfit[0]} says nothing about it")
@@ -90,11 +104,17 @@ def open_subject(
 def load_float(
     spec: str,
     weights: Path | None = None,
-    input_size: int | None = None,
+    input_size: Size | None = None,
     classes: int | None = None,
     seed: int = 0,
+    *,
+    logits: bool = False,
 ) -> "FloatModel":
-    """A float model, with what its loader decided said to the user."""
+    """A float model, with what its loader decided said to the user.
+
+    `logits`: of a segmenter take the logits of every pixel instead of the class map.
+    """
+    from iqvit.models.segmenter import with_logits
     from iqvit.models.spec import load_model
 
     model = load_model(spec, weights=weights, input_size=input_size, num_classes=classes, seed=seed)
@@ -102,7 +122,7 @@ def load_float(
         note(f"{spec}: {text}")
     if model.weights.startswith("random"):
         note(f"{spec}: the weights are {model.weights}; give --weights FILE for trained ones")
-    return model
+    return with_logits(model) if logits else model
 
 
 def float_subject(model: "FloatModel", name: str | None = None) -> Subject:
@@ -116,17 +136,23 @@ def float_subject(model: "FloatModel", name: str | None = None) -> Subject:
         with torch.inference_mode():
             return model.module(x)
 
+    def pixels(x: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            return model.module(model.normalise(x))
+
     return Subject(
         name=name or model.name,
         kind=FLOAT,
         input_shape=model.input_shape,
         labels=model.labels or (),
         preprocessing=model.preprocessing,
-        scores=model.scores,
+        scores=pixels if model.task == SEGMENTATION else model.scores,
         example=example,
         call=call,
         set_threads=torch.set_num_threads,
         facts={"params": sum(p.numel() for p in model.module.parameters())},
+        task=model.task,
+        palette=model.palette or (),
     )
 
 
@@ -141,8 +167,10 @@ def open_graph(path: Path) -> Subject:
 
     graph = load(path)
     shapes = {name: graph[node].type.shape for name, node in graph.outputs.items()}
-    chosen = score_output(shapes, str(path))
-    scale, zero_point = _scalars(qparams_json(graph[graph.outputs[chosen]].qparams), str(path))
+    task = graph.meta.get("task", CLASSIFICATION)
+    chosen = score_output(shapes, str(path), task)
+    quantised = qparams_json(graph[graph.outputs[chosen]].qparams)
+    scale, zero_point = _scalars(quantised, str(path), len(shapes[chosen]))
     shape = graph.input.type.shape
     spent = cost(graph)
     return Subject(
@@ -158,6 +186,8 @@ def open_graph(path: Path) -> Subject:
         facts={"macs": spent.macs, "params": spent.params, "bytes": spent.bytes},
         scale=scale,
         zero_point=zero_point,
+        task=task,
+        palette=colours(graph.meta.get("palette")),
     )
 
 
@@ -174,8 +204,10 @@ def artifact_subject(artifact: "Artifact", name: str) -> Subject:
 
     manifest = artifact.manifest
     outputs = {output["name"]: output for output in manifest["outputs"]}
-    chosen = score_output({k: tuple(o["shape"]) for k, o in outputs.items()}, name)
-    scale, zero_point = _scalars(outputs[chosen], name)
+    shapes = {k: tuple(o["shape"]) for k, o in outputs.items()}
+    task = manifest.get("task", CLASSIFICATION)
+    chosen = score_output(shapes, name, task)
+    scale, zero_point = _scalars(outputs[chosen], name, len(shapes[chosen]))
     return Subject(
         name=name,
         kind=LIBRARY,
@@ -190,6 +222,8 @@ def artifact_subject(artifact: "Artifact", name: str) -> Subject:
         scale=scale,
         zero_point=zero_point,
         folder=artifact.folder,
+        task=task,
+        palette=colours(manifest.get("palette")),
     )
 
 
@@ -201,16 +235,24 @@ def random_image(shape: tuple[int, ...]) -> "Tensor":
     return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
 
 
-def score_output(shapes: dict[str, tuple[int, ...]], name: str) -> str:
-    """The output with the class scores [1, classes]: `logits`, otherwise the first such."""
-    fitting = [output for output, shape in shapes.items() if len(shape) == 2]
+def score_output(shapes: dict[str, tuple[int, ...]], name: str, task: str) -> str:
+    """The output that answers the task (see `RANKS`): `logits`, otherwise the first that fits."""
+    fitting = [output for output, shape in shapes.items() if len(shape) in RANKS.get(task, ())]
     if not fitting:
-        raise ModelError(f"{name} has no class scores: its outputs are {shapes}")
+        raise ModelError(f"{name} has no output for {task}: its outputs are {shapes}")
     return "logits" if "logits" in fitting else fitting[0]
 
 
-def _scalars(qparams: dict[str, Any] | None, name: str) -> tuple[float, float]:
+def colours(values: Any) -> tuple[tuple[int, int, int], ...]:
+    """A palette as JSON holds it, as tuples; empty for None."""
+    return tuple((int(red), int(green), int(blue)) for red, green, blue in values or ())
+
+
+def _scalars(qparams: dict[str, Any] | None, name: str, axes: int) -> tuple[float, float]:
     scale = (qparams or {}).get("scale")
+    if axes == 3 and scale is None:
+        # A class map holds indices, which stand for themselves.
+        return 1.0, 0.0
     if not isinstance(scale, float | int) or qparams is None:
         raise ModelError(f"{name}: its class scores have no common scale, so cannot be compared")
     return float(scale), float(qparams["zero_point"])
