@@ -83,15 +83,16 @@ class FloatModel:
     def scores(self, images: Tensor) -> Tensor:
         """uint8 [N, 3, H, W] -> float32 logits [N, classes], without gradients.
 
-        For a segmentation: the class map, uint8 [N, H, W].
+        For a segmentation what its module gives: the class map, uint8 [N, H, W], or float32 logits
+        [N, classes, H, W].
         """
         with torch.no_grad():
             output = self.module(self.normalise(images))
         if self.task == "classification":
             return logits_of(output, self.name)
-        if not isinstance(output, Tensor) or output.dim() != 3 or output.is_floating_point():
+        if not isinstance(output, Tensor) or output.dim() not in (3, 4):
             raise ModelError(f"{self.name} is for segmentation, but gives no class map [N, H, W]")
-        return output.to(torch.uint8)
+        return output if output.dim() == 4 else output.to(torch.uint8)
 
 
 @dataclass(frozen=True)

@@ -28,9 +28,9 @@ def build(spec: str, request: Request) -> FloatModel:
 
     The preprocessing is a dict of any of: input_size (int or (height, width); 224), mean, std
     (ImageNet's), crop_pct (1.0) or resize (int or pair), crop ("center"), interpolation
-    ("bicubic"), labels. `input_size` and `num_classes` are handed to the function where it takes
-    arguments of these names. What the function itself raises is not caught: its traceback is what
-    its author needs.
+    ("bicubic"), labels. `input_size` (an int, or (height, width) where they differ) and
+    `num_classes` are handed to the function where it takes arguments of these names. What the
+    function itself raises is not caught: its traceback is what its author needs.
     """
     path, _, function = spec.rpartition(":")
     with _importable(Path(path)):
@@ -100,7 +100,7 @@ def _function(path: Path, name: str) -> Callable[..., Any]:
 def _call(function: Callable[..., Any], spec: str, request: Request) -> Any:
     parameters = inspect.signature(function).parameters
     open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    wanted = {"input_size": request.input_size, "num_classes": request.num_classes}
+    wanted = {"input_size": request.sides, "num_classes": request.num_classes}
     given = {k: v for k, v in wanted.items() if v is not None and (k in parameters or open_ended)}
     if request.num_classes is not None and "num_classes" not in given:
         raise ModelError(

@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from iqvit.errors import ModelError
-from iqvit.models.float_model import FloatModel, Request, building
+from iqvit.models.float_model import FloatModel, Request, building, shown
 from iqvit.models.labels import labels_for
 from iqvit.models.weights import fits
 
@@ -26,7 +26,7 @@ def build(name: str, request: Request) -> FloatModel:
             f"timm:{name} needs timm, which is not installed: pip install iqvit[models]"
         ) from error
 
-    _require_known(name, timm)
+    require_known(name, timm)
     options: dict[str, Any] = {}
     if request.num_classes is not None:
         options["num_classes"] = request.num_classes
@@ -35,20 +35,20 @@ def build(name: str, request: Request) -> FloatModel:
     config = resolve_model_data_config(module)
     height, width = config["input_size"][1:]
     size = request.input_size
-    if size is None or (height, width) == (size, size):
+    if size is None or (height, width) == size:
         weights, notes = request.fill(module)
     elif request.weights is not None and not fits(module, request.weights):
         # Not made for the model's own size: perhaps fine-tuned at the one that was asked for.
-        with building(f"timm:{name} at {size} pixels"):
+        with building(f"timm:{name} at {shown(size)} pixels"):
             module = timm.create_model(name, pretrained=False, img_size=size, **options)
         weights, notes = request.fill(module)
-        height = width = size
+        height, width = size
     else:
         weights, notes = request.fill(module)
         _set_input_size(module, name, size)
         if request.weights is not None and hasattr(module, "pos_embed"):
-            notes = (*notes, f"position embedding resampled for {size}x{size} pixels")
-        height = width = size
+            notes = (*notes, f"position embedding resampled for {shown(size)} pixels")
+        height, width = size
     return FloatModel(
         module=module,
         name=name,
@@ -64,7 +64,8 @@ def build(name: str, request: Request) -> FloatModel:
     )
 
 
-def _require_known(name: str, timm: Any) -> None:
+def require_known(name: str, timm: Any) -> None:
+    """ModelError, with close names, unless `name` (also with a tag) is a model of timm's."""
     # timm takes "hf-hub:..." and "local-dir:..." for places to load from; we fetch nothing.
     if ":" in name or "/" in name:
         raise ModelError(f"timm:{name} is a place, not a name; load weights with --weights FILE")
@@ -79,12 +80,14 @@ def _require_known(name: str, timm: Any) -> None:
         raise ModelError(f"timm's {architecture} has no tag {tag!r}; known: {known}")
 
 
-def _set_input_size(module: nn.Module, name: str, size: int) -> None:
+def _set_input_size(module: nn.Module, name: str, size: tuple[int, int]) -> None:
     patch = getattr(getattr(module, "patch_embed", None), "patch_size", None)
-    if patch is not None and (size % patch[0] != 0 or size % patch[1] != 0):
-        raise ModelError(f"timm:{name}: {size} pixels are not a multiple of its patch of {patch}")
+    if patch is not None and (size[0] % patch[0] != 0 or size[1] % patch[1] != 0):
+        raise ModelError(
+            f"timm:{name}: {shown(size)} pixels are not a multiple of its patch of {patch}"
+        )
     resample = getattr(module, "set_input_size", None)
     if resample is None:
         return
-    with building(f"timm:{name} at {size} pixels"):
-        resample(img_size=(size, size))
+    with building(f"timm:{name} at {shown(size)} pixels"):
+        resample(img_size=size)

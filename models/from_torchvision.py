@@ -5,12 +5,12 @@ import math
 from typing import Any
 
 from iqvit.errors import ModelError
-from iqvit.models.float_model import FloatModel, Request, building
+from iqvit.models.float_model import FloatModel, Request, building, shown
 from iqvit.models.labels import imagenet_labels
 
 OWN_SIZE = {
-    "vit_": lambda size: {"image_size": size},
-    "maxvit_": lambda size: {"input_size": (size, size)},
+    "vit_": lambda size: {"image_size": size[0]},
+    "maxvit_": lambda size: {"input_size": size},
 }
 """How families whose weights depend on the input size are told it, by the start of the name."""
 
@@ -29,24 +29,25 @@ def build(name: str, request: Request) -> FloatModel:
         raise ModelError(f"torchvision:{name} is not an image classifier")
 
     crop, shorter = transforms.crop_size[0], transforms.resize_size[0]
-    size = crop if request.input_size is None else request.input_size
+    size = (crop, crop) if request.input_size is None else request.input_size
     options: dict[str, Any] = {}
-    if size != crop:
+    if size != (crop, crop):
         family = next((f for f in OWN_SIZE if name.startswith(f)), None)
+        if family == "vit_" and size[0] != size[1]:
+            raise ModelError(f"torchvision:{name} takes square images only, not {shown(size)}")
         options |= {} if family is None else OWN_SIZE[family](size)
     if request.num_classes is not None:
         options["num_classes"] = request.num_classes
     with building(f"torchvision:{name} with {options}"):
         module = get_model(name, weights=None, **options)
     weights, notes = request.fill(module)
-    resize = math.floor(size * shorter / crop)
     return FloatModel(
         module=module,
         name=name,
-        input_shape=(1, 3, size, size),
+        input_shape=(1, 3, *size),
         mean=tuple(transforms.mean),
         std=tuple(transforms.std),
-        resize=(resize, resize),
+        resize=(math.floor(size[0] * shorter / crop), math.floor(size[1] * shorter / crop)),
         interpolation=transforms.interpolation.value,
         labels=imagenet_labels() if request.num_classes in (None, 1000) else None,
         weights=weights,

@@ -8,7 +8,14 @@ from typing import Any
 from torch import nn
 
 from iqvit.errors import ModelError
-from iqvit.models.float_model import IMAGENET_MEAN, IMAGENET_STD, FloatModel, Request, building
+from iqvit.models.float_model import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    FloatModel,
+    Request,
+    building,
+    shown,
+)
 from iqvit.models.labels import labels_for
 from iqvit.models.weights import Weights, load_weights, read_weights
 
@@ -50,11 +57,13 @@ def build(name: str, request: Request) -> FloatModel:
     if request.num_classes is not None:
         config.num_labels = request.num_classes
     if request.input_size is not None:
-        config.image_size = request.input_size
+        config.image_size = request.sides
     size = _pair(getattr(config, "image_size", None), name)
     patch = getattr(config, "patch_size", 1)
     if isinstance(patch, int) and (size[0] % patch != 0 or size[1] % patch != 0):
-        raise ModelError(f"transformers:{name}: {size} pixels are not whole patches of {patch}")
+        raise ModelError(
+            f"transformers:{name}: {shown(size)} pixels are not whole patches of {patch}"
+        )
     module = _module(config, name, transformers)
 
     if request.weights is None and folder.is_dir():

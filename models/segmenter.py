@@ -41,8 +41,8 @@ class SegmenterConfig:
     of the encoder; the decoder has its width and mlp_ratio. decoder: "linear" or "mask", which has
     decoder_depth blocks of decoder_heads heads. normalise: whether patch and class vectors are
     L2-normalised before their product. drop_path: stochastic depth of the encoder in training, 0
-    in the first block to this rate in the last. eps: of every LayerNorm
-    (timm's 1e-6; the public checkpoints have torch's 1e-5).
+    in the first block to this rate in the last. eps: of every LayerNorm (timm's 1e-6; the public
+    checkpoints have torch's 1e-5).
     """
 
     image_size: tuple[int, int]

@@ -1,4 +1,4 @@
-"""A float model by name: timm:, torchvision:, transformers:, or the user's FILE.py:FUNCTION."""
+"""A float model by name: timm:, torchvision:, transformers:, segmenter:, or FILE.py:FUNCTION."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from iqvit.errors import ModelError
-from iqvit.models import from_file, from_timm, from_torchvision, from_transformers
+from iqvit.models import from_file, from_segmenter, from_timm, from_torchvision, from_transformers
 from iqvit.models.float_model import FloatModel, Request
 from iqvit.models.weights import read_weights, require_finite
 
@@ -20,11 +20,13 @@ SOURCES: dict[str, Builder] = {
     "timm": from_timm.build,
     "torchvision": from_torchvision.build,
     "transformers": from_transformers.build,
+    "segmenter": from_segmenter.build,
 }
 
 FORMS = (
-    "timm:NAME, torchvision:NAME, transformers:NAME_OR_FOLDER, or FILE.py:FUNCTION for your own "
-    "function that returns an nn.Module"
+    "timm:NAME, torchvision:NAME, transformers:NAME_OR_FOLDER, segmenter:FOLDER, "
+    "segmenter:TIMM_NAME+linear|mask, or FILE.py:FUNCTION for your own function that returns an "
+    "nn.Module"
 )
 
 
@@ -32,16 +34,17 @@ def load_model(
     spec: str,
     *,
     weights: Path | None = None,
-    input_size: int | None = None,
+    input_size: int | tuple[int, int] | None = None,
     num_classes: int | None = None,
     seed: int = 0,
 ) -> FloatModel:
     """The float model that `spec` names, in eval mode.
 
     Without `weights` the model keeps what it was made with: random numbers drawn from `seed`, or
-    the weights of a transformers folder or of the user's function. With `weights` every key and
-    shape must fit. `input_size` (pixels, square) replaces the model's own; a timm model whose
-    weights were made for another size has its position embedding resampled, which is noted.
+    the weights of a folder or of the user's function. With `weights` every key and shape must fit.
+    `input_size` (pixels of a square's side, or (height, width)) replaces the model's own; a timm
+    model or segmenter whose weights were made for another size has its position embedding
+    resampled, which is noted.
     Nothing is ever fetched from the network. The torch caller's random state is left as it was.
 
     Raises ModelError: unknown name, missing library, impossible size, weights that do not fit.
@@ -54,14 +57,16 @@ def load_model(
         builder, name = from_file.build, spec
     if name == "":
         raise ModelError(f"{spec!r} has no name after the colon; a model is named {FORMS}")
-    for option, value in (("input size", input_size), ("number of classes", num_classes)):
-        if value is not None and value < 1:
-            raise ModelError(f"the {option} of {spec} cannot be {value}")
+    size = (input_size, input_size) if isinstance(input_size, int) else input_size
+    if size is not None and (len(size) != 2 or min(size) < 1):
+        raise ModelError(f"the input size of {spec} cannot be {input_size}")
+    if num_classes is not None and num_classes < 1:
+        raise ModelError(f"the number of classes of {spec} cannot be {num_classes}")
 
     loaded = None if weights is None else read_weights(weights)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = builder(name, Request(loaded, input_size, num_classes))
+        model = builder(name, Request(loaded, size, num_classes))
     if model.weights == "random":
         model = replace(model, weights=f"random, seed {seed}")
     require_finite(model.module.named_parameters(), spec)
