@@ -18,7 +18,14 @@ from iqvit.commands.options import (
 )
 from iqvit.commands.outputs import require_file, write_metrics
 from iqvit.commands.quantize import calibration_images
-from iqvit.commands.subject import FLOAT, Subject, float_subject, load_float, open_subject
+from iqvit.commands.subject import (
+    CLASSIFICATION,
+    FLOAT,
+    Subject,
+    float_subject,
+    load_float,
+    open_subject,
+)
 from iqvit.errors import ModelError
 
 if TYPE_CHECKING:
@@ -26,6 +33,17 @@ if TYPE_CHECKING:
     from iqvit.eval.imagenet import ImageSet
 
 HELP = "Score a model on labelled images; one sub-command for each kind of data."
+
+Reference = Annotated[
+    str | None,
+    typer.Option(
+        "--reference", metavar="SPEC", help="Also run this float model, and compare with it."
+    ),
+]
+ReferenceWeights = Annotated[
+    Path | None,
+    typer.Option("--reference-weights", metavar="FILE", help="Its weights."),
+]
 
 
 def imagenet(
@@ -53,18 +71,8 @@ def imagenet(
         ),
     ] = None,
     seed: Seed = 0,
-    reference: Annotated[
-        str | None,
-        typer.Option(
-            "--reference",
-            metavar="SPEC",
-            help="Also run this float model, for agreement and sqnr_db.",
-        ),
-    ] = None,
-    reference_weights: Annotated[
-        Path | None,
-        typer.Option("--reference-weights", metavar="FILE", help="Its weights."),
-    ] = None,
+    reference: Reference = None,
+    reference_weights: ReferenceWeights = None,
     input_size: InputSize = None,
     classes: Classes = None,
     threads: OneThreads = None,
@@ -91,6 +99,7 @@ def imagenet(
     subject = open_subject(
         model, weights=weights, input_size=input_size, classes=classes, seed=seed
     )
+    require_classifier(subject)
     compared = open_reference(reference, reference_weights, subject, classes, seed)
     if threads is not None:
         set_all_threads(subject, compared, threads)
@@ -113,6 +122,14 @@ def imagenet(
     screen.facts(metrics, f"{model} ({subject.kind}) on {data}")
 
 
+def require_classifier(subject: Subject) -> None:
+    """`ModelError` for a model of another task."""
+    if subject.task != CLASSIFICATION:
+        raise ModelError(
+            f"{subject.name} is a model for {subject.task}; see `iqvit eval --help` for its data"
+        )
+
+
 def known_classes(images: "ImageSet") -> int | None:
     """The number of classes, where folders tell it."""
     return None if images.classes is None else len(images.classes)
@@ -124,7 +141,13 @@ def reading(report: "Report") -> Any:
 
 
 def open_reference(
-    spec: str | None, weights: Path | None, subject: Subject, classes: int | None, seed: int
+    spec: str | None,
+    weights: Path | None,
+    subject: Subject,
+    classes: int | None,
+    seed: int,
+    *,
+    logits: bool = False,
 ) -> Subject | None:
     """The float model to compare with, at the input size of the subject."""
     if spec is None:
@@ -132,8 +155,8 @@ def open_reference(
             raise ModelError("--reference-weights needs --reference SPEC")
         return None
     height, width = subject.input_shape[2:]
-    size = height if height == width else None
-    reference = float_subject(load_float(spec, weights, size, classes, seed))
+    size = height if height == width else (height, width)
+    reference = float_subject(load_float(spec, weights, size, classes, seed, logits=logits))
     if reference.input_shape != subject.input_shape:
         raise ModelError(
             f"{spec} takes images of {reference.input_shape[2:]}, {subject.name} of "
