@@ -144,7 +144,7 @@ def make_blocks(
     count: int, width: int, heads: int, mlp_ratio: int, *, eps: float, drop_path: float
 ) -> nn.Sequential:
     """`count` blocks whose rates of stochastic depth rise linearly from 0 to `drop_path`."""
-    rates = torch.linspace(0, drop_path, count).tolist()
+    rates = [drop_path * i / max(1, count - 1) for i in range(count)]
     return nn.Sequential(
         *[Block(width, heads, mlp_ratio, eps=eps, drop_path=rate) for rate in rates]
     )

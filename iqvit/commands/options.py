@@ -1,7 +1,8 @@
 """Options that several commands share, with one meaning and one help text."""
 
+import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import typer
 
@@ -21,10 +22,30 @@ Weights = Annotated[
         help="Weights of the float model, .safetensors or .pth; every name and shape must fit.",
     ),
 ]
+
+
+class Size(NamedTuple):
+    """Height and width in pixels."""
+
+    height: int
+    width: int
+
+
+def parse_size(text: str) -> Size:
+    """ "224" -> (224, 224), "352x480" -> (352, 480); `typer.BadParameter` for anything else."""
+    found = re.fullmatch(r"([1-9][0-9]{0,4})(?:x([1-9][0-9]{0,4}))?", text)
+    if found is None:
+        raise typer.BadParameter(f"{text!r} is no size such as 224, or 352x480 (height x width)")
+    return Size(int(found[1]), int(found[2] or found[1]))
+
+
 InputSize = Annotated[
-    int | None,
+    Size | None,
     typer.Option(
-        "--input-size", metavar="N", help="Pixels of a side, where not the float model's own."
+        "--input-size",
+        metavar="N|HxW",
+        parser=parse_size,
+        help="Pixels of a side, or height x width, where not the float model's own.",
     ),
 ]
 Classes = Annotated[
@@ -42,7 +63,7 @@ OneThreads = Annotated[
 
 MODEL_HELP = (
     "An artifact folder, an .iqv file, or a float model: timm:NAME, torchvision:NAME, "
-    "transformers:NAME_OR_FOLDER, FILE.py:FUNCTION."
+    "transformers:NAME_OR_FOLDER, segmenter:FOLDER, FILE.py:FUNCTION."
 )
 
 

@@ -32,8 +32,8 @@ def quantize(
         str,
         typer.Argument(
             metavar="SPEC",
-            help="timm:NAME, torchvision:NAME, transformers:NAME_OR_FOLDER, or FILE.py:FUNCTION "
-            "of your own that returns an nn.Module.",
+            help="timm:NAME, torchvision:NAME, transformers:NAME_OR_FOLDER, segmenter:FOLDER, or "
+            "FILE.py:FUNCTION of your own that returns an nn.Module.",
         ),
     ],
     calib: Annotated[
@@ -60,6 +60,12 @@ def quantize(
         Path | None,
         typer.Option("--recipe", metavar="TOML", help="Settings; `iqvit recipe` prints the usual."),
     ] = None,
+    logits: Annotated[
+        bool,
+        typer.Option(
+            "--logits", help="Of a segmenter: end in the logits of every pixel, for windows."
+        ),
+    ] = False,
     skip_bad: SkipBad = False,
     json: Json = None,
 ) -> None:
@@ -70,7 +76,8 @@ def quantize(
       iqvit quantize timm:vit_tiny_patch16_224 --weights W.safetensors --calib photos/ -o model.iqv
 
     Prints what the program costs, its signal-to-noise ratio against float (sqnr_db; 15 to 20 is
-    usual for 8 bits) and the five nodes that lose most. To change how a node is quantised, save
+    usual for 8 bits; of a class map: of the logits that it is chosen from, and agreement is the
+    share of equal pixels) and the five nodes that lose most. To change how a node is quantised, save
     `iqvit recipe > r.toml`, edit it and pass --recipe r.toml. Next: `iqvit inspect model.iqv`, then
     `iqvit compile model.iqv -o artifact/`.
     """
@@ -82,7 +89,7 @@ def quantize(
     settings = Recipe() if recipe is None else load_recipe(recipe)
     begun = time.perf_counter()
     paths = calibration_images(calib, images, seed)
-    model = load_float(spec, weights, input_size, classes, seed)
+    model = load_float(spec, weights, input_size, classes, seed, logits=logits)
     with screen.progress() as report:
         data, skipped = read_images(paths, model, skip_bad, report)
         meta = {**meta_of(model), "seed": seed, "images_hash": names_hash(calib, paths)}
@@ -100,10 +107,14 @@ def quantize(
 
 
 def calibration_images(folder: Path, count: int | None, seed: int) -> list[Path]:
-    """The images that `count` and `seed` choose in a folder, the same for the same files."""
+    """The images that `count` and `seed` choose in a folder, the same for the same files.
+
+    Of a folder with `images/` and `annotations/` only the images: masks are no photographs.
+    """
     from iqvit.eval.imagenet import choose, list_images
 
-    found = list_images(folder)
+    masked = (folder / "images").is_dir() and (folder / "annotations").is_dir()
+    found = list_images(folder / "images" if masked else folder)
     return choose(found, min(USUAL_IMAGES, len(found)) if count is None else count, seed)
 
 
@@ -141,7 +152,9 @@ def meta_of(model: "FloatModel") -> dict[str, Any]:
     return {
         "model": model.name,
         "weights": Path(model.weights).name,
+        "task": model.task,
         "labels": list(model.labels or ()),
+        "palette": [list(colour) for colour in model.palette or ()],
         "preprocessing": model.preprocessing,
     }
 
@@ -180,9 +193,12 @@ def metrics(graph: "IntGraph", compared: "Comparison") -> dict[str, Any]:
 
     spent = cost(graph)
     worst = compared.worst(1)
+    # Of class maps; a classifier gives scores, which sqnr_db describes.
+    agreement = {"agreement": min(compared.agreement.values())} if compared.agreement else {}
     return {
         "images": graph.meta["images"],
         "sqnr_db": compared.sqnr_db,
+        **agreement,
         "worst_node": worst[0].node if worst else None,
         "worst_sqnr_db": worst[0].sqnr_db if worst else None,
         "macs": spent.macs,
