@@ -8,12 +8,14 @@ FOLDERS = {
     "iqvit.calibration": "calibration",
     "iqvit.tvm_backend": "tvm_backend",
     "iqvit.eval": "eval",
+    "iqvit.training": "training",
 }
 SUBPACKAGES = {
     "iqvit.ops": "iqvit/ops",
     "iqvit.passes": "iqvit/passes",
     "iqvit.converters": "iqvit/converters",
     "iqvit.commands": "iqvit/commands",
+    "iqvit.models.rtdetr": "models/rtdetr",
     "iqvit.tvm_backend.kernels": "tvm_backend/kernels",
 }
 

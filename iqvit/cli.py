@@ -8,7 +8,19 @@ from typing import Annotated, Any
 
 import typer
 
-from iqvit.commands import bench, compile, demo, eval, inspect, predict, quantize, recipe, targets
+from iqvit.commands import (
+    bench,
+    compile,
+    demo,
+    eval,
+    eval_segmentation,
+    inspect,
+    predict,
+    quantize,
+    recipe,
+    targets,
+    train,
+)
 from iqvit.errors import IqvitError
 
 USER_ERROR = 2
@@ -104,8 +116,23 @@ for name, command, line in COMMANDS:
     app.command(name, short_help=line)(guarded(command))
 
 evaluation = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
-evaluation.command("imagenet", short_help="Classified images: top1, top5.")(guarded(eval.imagenet))
+EVALUATIONS: tuple[tuple[str, Callable[..., None], str], ...] = (
+    ("imagenet", eval.imagenet, "Classified images: top1, top5."),
+    ("segmentation", eval_segmentation.segmentation, "Any images with masks: mIoU."),
+    ("ade20k", eval_segmentation.ade20k, "ADE20K, 150 classes: mIoU."),
+    ("cityscapes", eval_segmentation.cityscapes, "Cityscapes, 19 classes: mIoU."),
+)
+for name, command, line in EVALUATIONS:
+    evaluation.command(name, short_help=line)(guarded(command))
 app.add_typer(evaluation, name="eval", help=eval.HELP, short_help="Accuracy on labelled images.")
+
+training = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+# A callback keeps the name of the task in the command while there is only one.
+training.callback()(lambda: None)
+training.command("segmentation", short_help="A Segmenter, from images with masks.")(
+    guarded(train.segmentation)
+)
+app.add_typer(training, name="train", help=train.HELP, short_help="Teach a float model.")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-FOLDERS = ("models", "calibration", "tvm_backend", "eval")
+FOLDERS = ("models", "calibration", "tvm_backend", "eval", "training")
 
 
 def link() -> None:

@@ -1,0 +1,204 @@
+"""`iqvit train`: teach a float model."""
+
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from iqvit.commands import screen
+from iqvit.commands.outputs import require_folder
+from iqvit.errors import DataError, IqvitError, ModelError
+
+if TYPE_CHECKING:
+    from iqvit.eval.segmentation_data import SegmentationSet
+    from iqvit.training.processes import World
+
+HELP = "Train a float model; one sub-command for each task."
+DATASETS = ("folder", "ade20k", "cityscapes")
+PROGRESS_SECONDS = 10
+
+
+def segmentation(
+    data: Annotated[
+        Path,
+        typer.Option("--data", metavar="DIR", help="With DIR/train and DIR/val, see --dataset."),
+    ],
+    output: Annotated[
+        Path,
+        typer.Option("--output", "-o", metavar="FOLDER", help="Of the model and the checkpoint."),
+    ],
+    dataset: Annotated[
+        str,
+        typer.Option(
+            "--dataset",
+            help="folder: SPLIT/images, SPLIT/annotations and classes.txt; or ade20k, cityscapes.",
+        ),
+    ] = "folder",
+    class_file: Annotated[
+        Path | None,
+        typer.Option("--class-file", metavar="FILE", help="The class list, where not in DIR."),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", metavar="SPEC", help="segmenter:TIMM_NAME+linear or +mask."),
+    ] = None,
+    weights: Annotated[
+        Path | None,
+        typer.Option("--weights", metavar="FILE", help="Weights of the encoder, timm's names."),
+    ] = None,
+    start: Annotated[
+        Path | None,
+        typer.Option("--from", metavar="FOLDER", help="Begin with this trained segmenter."),
+    ] = None,
+    input_size: Annotated[
+        str,
+        typer.Option("--input-size", metavar="HxW", help="Of the finished model; validation."),
+    ] = "512x512",
+    crop: Annotated[
+        str | None,
+        typer.Option("--crop", metavar="HxW", help="Train on crops smaller than the input."),
+    ] = None,
+    epochs: Annotated[int, typer.Option("--epochs", min=1)] = 100,
+    batch: Annotated[
+        int, typer.Option("--batch", min=1, help="Images a step, over all processes.")
+    ] = 8,
+    lr: Annotated[float, typer.Option("--lr", help="Largest learning rate.")] = 5e-4,
+    encoder_lr_scale: Annotated[
+        float,
+        typer.Option("--encoder-lr-scale", help="Times --lr for the encoder."),
+    ] = 0.5,
+    weight_decay: Annotated[float, typer.Option("--weight-decay")] = 0.05,
+    warmup: Annotated[
+        float, typer.Option("--warmup", metavar="EPOCHS", help="Of rising learning rate.")
+    ] = 2.0,
+    drop_path: Annotated[float, typer.Option("--drop-path", help="Stochastic depth.")] = 0.1,
+    clip: Annotated[float, typer.Option("--clip", help="Largest norm of the gradient.")] = 1.0,
+    average: Annotated[
+        float,
+        typer.Option("--ema", metavar="DECAY", help="Moving average of the weights; 0: none."),
+    ] = 0.0,
+    class_weights: Annotated[
+        str, typer.Option("--class-weights", help="none or sqrt-inverse (of their pixels).")
+    ] = "none",
+    validate_every: Annotated[
+        int, typer.Option("--validate-every", metavar="EPOCHS", min=1)
+    ] = 1,
+    seed: Annotated[
+        int, typer.Option("--seed", metavar="S", help="Of weights, order and augmentation.")
+    ] = 0,
+    threads: Annotated[
+        int | None, typer.Option("--threads", metavar="N", min=1, help="Of each process.")
+    ] = None,
+    workers: Annotated[
+        int,
+        typer.Option("--workers", metavar="N", min=0, help="Processes that prepare images."),
+    ] = 0,
+    cache: Annotated[
+        int,
+        typer.Option("--cache", metavar="MIB", min=0, help="Decoded images kept by a process."),
+    ] = 4096,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the checkpoint in FOLDER, exactly.")
+    ] = False,
+) -> None:
+    """Fine-tune a Segmenter on images with masks.
+
+    \b
+    Examples:
+      iqvit train segmentation --data camvid/ --class-file camvid.txt --input-size 352x480 \\
+          --model segmenter:vit_tiny_patch16_224+mask --weights vit_tiny.safetensors -o trained/
+      torchrun --nproc-per-node 2 -m iqvit train segmentation ... -o trained/ --resume
+
+    FOLDER gets config.json and model.safetensors of the epoch with the best mIoU on val (use it as
+    segmenter:FOLDER), the same of the last one in last/, checkpoint.pt to go on from, history.json
+    and curves.png.
+    """
+    require_folder(output)
+    if dataset not in DATASETS:
+        raise DataError(f"--dataset {dataset!r} is none of {', '.join(DATASETS)}")
+    if (model is None) == (start is None):
+        raise ModelError("give one of --model SPEC, for a fresh segmenter, and --from FOLDER")
+    import torch
+
+    from iqvit.training.processes import processes
+    from iqvit.training.segmentation import WEIGHTINGS, Options, SegmentationTask
+    from iqvit.training.segmentation_model import make_start
+    from iqvit.training.trainer import Output, Schedule, Trainer
+
+    if class_weights not in WEIGHTINGS:
+        raise IqvitError(f"--class-weights {class_weights!r} is none of {', '.join(WEIGHTINGS)}")
+    if threads is not None:
+        torch.set_num_threads(threads)
+    size = _size(input_size, "--input-size")
+    shown = size if crop is None else _size(crop, "--crop")
+    if shown[0] > size[0] or shown[1] > size[1]:
+        raise IqvitError(f"--crop {crop} is larger than --input-size {input_size}")
+    plan = Schedule(epochs, batch, lr, weight_decay, warmup, clip, average, seed)
+    splits = [_read(dataset, data, split, class_file) for split in ("train", "val")]
+    with processes() as world:
+        begun = make_start(
+            model or str(start), folder=start is not None, weights=weights, size=shown,
+            classes=len(splits[0].classes), drop_path=drop_path, seed=seed,
+        )  # fmt: skip
+        options = Options(size, shown, class_weights, encoder_lr_scale, cache << 20)
+        task = SegmentationTask(begun, *splits, options)
+        task.prepare(world)
+        screens = Screen(output, task.metric, world)
+        output.mkdir(parents=True, exist_ok=True)
+        where = Output(output, validate_every, resume, workers, screens.step, screens.epoch)
+        history = Trainer(task, plan, where, world).run()
+        if world.leads:
+            best = max(row[task.metric] for row in history if task.metric in row)
+            screen.facts({"model": str(output), "epochs": len(history), f"best_{task.metric}": best})
+
+
+class Screen:
+    """What the leading process tells while it trains: lines on stderr, history and curves."""
+
+    def __init__(self, folder: Path, metric: str, world: "World") -> None:
+        self.folder, self.metric, self.world = folder, metric, world
+        self.told = 0.0
+
+    def step(self, done: int, total: int, loss: float, rate: float) -> None:
+        """The running loss of the epoch and images/s, now and then."""
+        import time
+
+        if time.monotonic() - self.told < PROGRESS_SECONDS and done < total:
+            return
+        self.told = time.monotonic()
+        print(f"  step {done}/{total}  loss {loss:.4f}  {rate:.2f} images/s", file=sys.stderr)
+
+    def epoch(self, history: list[dict[str, float]]) -> None:
+        """One line for the epoch; the files of the history are written anew."""
+        import json
+
+        from iqvit.files import write_atomically
+        from iqvit.training.curves import write_curves
+
+        row = history[-1]
+        line = "  ".join(f"{name} {value:.4g}" for name, value in row.items())
+        print(line, file=sys.stderr, flush=True)
+        write_atomically(self.folder / "history.json", json.dumps(history, indent=1).encode())
+        drawn = write_curves(self.folder / "curves.png", history, self.metric)
+        if not drawn and len(history) == 1:
+            screen.note("no curves.png without matplotlib: pip install 'iqvit[train]'")
+
+
+def _read(kind: str, data: Path, split: str, class_file: Path | None) -> "SegmentationSet":
+    from iqvit.eval.segmentation_data import read_ade20k, read_cityscapes, read_folder
+
+    if kind == "folder":
+        return read_folder(data, split, class_file)
+    if class_file is not None:
+        raise DataError(f"--class-file is for --dataset folder; {kind} has its own classes")
+    return read_ade20k(data, split) if kind == "ade20k" else read_cityscapes(data, split)
+
+
+def _size(text: str, option: str) -> tuple[int, int]:
+    """ "352x480" -> (352, 480), "512" -> (512, 512)."""
+    found = re.fullmatch(r"([1-9]\d{0,4})(?:x([1-9]\d{0,4}))?", text)
+    if found is None:
+        raise typer.BadParameter(f"{text!r} is no size such as 512 or 352x480", param_hint=option)
+    return int(found[1]), int(found[2] or found[1])

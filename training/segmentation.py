@@ -1,0 +1,190 @@
+"""The segmentation task: a Segmenter, images with masks, cross entropy, mIoU."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from iqvit.errors import DataError
+from iqvit.eval.preprocess import Preprocess
+from iqvit.eval.segmentation_data import IGNORE, SegmentationSet
+from iqvit.training.augment import Augment
+from iqvit.training.processes import World
+from iqvit.training.segmentation_model import Start, at_size, save
+from iqvit.training.task import Network
+
+WEIGHTINGS = ("none", "sqrt-inverse")
+USUAL_CACHE = 4 << 30
+
+
+@dataclass(frozen=True)
+class Options:
+    """size: (height, width) of the model's input, for validation and in what is saved. crop: that
+    of training. cache: bytes of decoded images that a process keeps in memory."""
+
+    size: tuple[int, int]
+    crop: tuple[int, int]
+    class_weights: str = "none"
+    encoder_lr_scale: float = 1.0
+    cache: int = USUAL_CACHE
+
+
+class SegmentationTask:
+    """A `Task`: learn `train`, be scored on `val`.
+
+    The loss is the cross entropy over the pixels that have a class, of logits upsampled bilinearly
+    to the crop. Validation squashes whole images to `size`, as the other commands do, and counts
+    at the resolution of the masks.
+    """
+
+    metric = "miou"
+
+    def __init__(
+        self, start: Start, train: SegmentationSet, val: SegmentationSet, options: Options
+    ) -> None:
+        if train.classes != val.classes:
+            raise DataError("training and validation images have different classes")
+        self.start, self.options, self.val = start, options, val
+        self.model: nn.Module = start.segmenter
+        self.samples = len(train.items)
+        self.train = Cached(train, options.cache)
+        fill = tuple(round(255 * value) for value in start.mean)
+        self.augment = Augment(options.size, options.crop, (fill[0], fill[1], fill[2]))
+        self.weight: Tensor | None = None
+        self.facts = {
+            "model": start.name,
+            "weights": start.weights,
+            "classes": list(train.classes),
+            "training images": self.samples,
+            "validation images": len(val.items),
+            "input size": list(options.size),
+            "crop": list(options.crop),
+            "drop path": start.segmenter.config.drop_path,
+            "class weights": options.class_weights,
+            "encoder learning rate scale": options.encoder_lr_scale,
+        }
+
+    def prepare(self, world: World) -> None:
+        """Count the classes where the loss weighs them; once, before training."""
+        if self.options.class_weights == "sqrt-inverse":
+            counts = world.sum(self.train.counts(world.share(self.samples)))
+            self.weight = sqrt_inverse(counts).to(world.device)
+
+    def sample(self, index: int) -> tuple[Tensor, Tensor]:
+        return self.augment(*self.train(index))
+
+    def collate(self, samples: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        images, masks = zip(*samples, strict=True)
+        return torch.stack(images), torch.stack(masks)
+
+    def loss(self, network: Network, batch: Any) -> Tensor:
+        images, masks = batch
+        logits = network(normalise(images, self.start.mean, self.start.std))
+        return cross_entropy(logits.float(), masks.long(), self.weight)
+
+    def learning_rate_scale(self, name: str) -> float:
+        return self.options.encoder_lr_scale if name.startswith("encoder.") else 1.0
+
+    def validate(self, model: nn.Module, world: World) -> dict[str, float]:
+        segmenter = at_size(model, self.options.size).eval()
+        prepare = Preprocess(self.options.size, crop="squash", interpolation="bilinear")
+        counts = torch.zeros(self.classes, self.classes, dtype=torch.int64)
+        for index in world.share(len(self.val.items)):
+            image = prepare(self.val.items[index][0])[None].to(world.device)
+            logits = segmenter(normalise(image, self.start.mean, self.start.std)).float()
+            mask = self.val.mask(index).to(world.device)
+            found = predict(logits, self.options.size, mask.shape)
+            counts += confusion(found, mask, self.classes).cpu()
+        return scores(world.sum(counts).cpu())
+
+    def save(self, folder: Path, model: nn.Module) -> None:
+        segmenter = at_size(model, self.options.size)
+        save(folder, segmenter, self.start, self.val)
+
+    @property
+    def classes(self) -> int:
+        return len(self.val.classes)
+
+
+class Cached:
+    """Decoded images [3, H, W] and masks [H, W], uint8, kept in memory up to `most` bytes."""
+
+    def __init__(self, data: SegmentationSet, most: int) -> None:
+        self.data, self.left = data, most
+        self.kept: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def __call__(self, index: int) -> tuple[Tensor, Tensor]:
+        if index in self.kept:
+            return self.kept[index]
+        pair = self.data.image(index), self.data.mask(index)
+        size = pair[0].nbytes + pair[1].nbytes
+        if size <= self.left:
+            self.left -= size
+            self.kept[index] = pair
+        return pair
+
+    def counts(self, indices: Sequence[int]) -> Tensor:
+        """float64 [classes]: pixels of each class in the masks of `indices`."""
+        total = torch.zeros(IGNORE + 1, dtype=torch.int64)
+        for index in indices:
+            total += torch.bincount(self(index)[1].flatten().long(), minlength=IGNORE + 1)
+        return total[: len(self.data.classes)].double()
+
+
+def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """uint8 [N, 3, H, W] -> float32 (images / 255 - mean) / std, of each channel."""
+    shift = torch.tensor(mean, device=images.device).view(1, 3, 1, 1)
+    scale = torch.tensor(std, device=images.device).view(1, 3, 1, 1)
+    return (images.float() / 255.0 - shift) / scale
+
+
+def cross_entropy(logits: Tensor, masks: Tensor, weight: Tensor | None) -> Tensor:
+    """Mean over the pixels with a class; logits [N, C, h, w] are upsampled to masks [N, H, W].
+
+    0, with a gradient of 0, where no pixel has a class, as in a crop of padding alone.
+    """
+    full = functional.interpolate(
+        logits, size=masks.shape[1:], mode="bilinear", align_corners=False
+    )
+    total = functional.cross_entropy(
+        full, masks, weight=weight, ignore_index=IGNORE, reduction="sum"
+    )
+    labelled = masks != IGNORE
+    if weight is None:
+        return total / labelled.sum().clamp(min=1)
+    return total / weight[masks[labelled]].sum().clamp(min=1e-12)
+
+
+def sqrt_inverse(counts: Tensor) -> Tensor:
+    """float32 [C] in proportion to 1 / sqrt(pixels), mean 1; classes without pixels weigh 0."""
+    weight = torch.where(counts > 0, counts.clamp(min=1).rsqrt(), 0.0)
+    return (weight / weight.sum() * len(counts)).float()
+
+
+def predict(logits: Tensor, size: Sequence[int], shape: Sequence[int]) -> Tensor:
+    """Class indices [H, W] of `shape`: argmax at the input `size`, then the nearest pixel."""
+    full = functional.interpolate(logits, size=tuple(size), mode="bilinear", align_corners=False)
+    classes = full.argmax(1, keepdim=True).to(torch.uint8)
+    return functional.interpolate(classes, size=tuple(shape), mode="nearest-exact")[0, 0]
+
+
+def confusion(found: Tensor, mask: Tensor, classes: int) -> Tensor:
+    """int64 [classes, classes]: pixels of each true class (row) by predicted class (column)."""
+    known = mask != IGNORE
+    pairs = mask[known].long() * classes + found[known].long()
+    return torch.bincount(pairs, minlength=classes * classes).view(classes, classes)
+
+
+def scores(counts: Tensor) -> dict[str, float]:
+    """miou and pixel_accuracy in 0..100, of a confusion matrix; classes never seen are left out."""
+    hit = counts.diagonal().double()
+    union = counts.sum(0) + counts.sum(1) - counts.diagonal()
+    iou = hit[union > 0] / union[union > 0]
+    return {
+        "miou": 100 * float(iou.mean()),
+        "pixel_accuracy": 100 * float(hit.sum() / counts.sum()),
+    }
