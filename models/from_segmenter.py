@@ -1,5 +1,6 @@
 """`segmenter:FOLDER`, a trained Segmenter, or `segmenter:TIMM_NAME+linear|mask`, a fresh one."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from iqvit.models.segmenter import (
     ClassMap,
     Segmenter,
     SegmenterConfig,
+    at_size,
     load_encoder,
 )
 from iqvit.models.segmenter_folder import (
@@ -65,21 +67,24 @@ def load(
     image_size: tuple[int, int] | None = None,
     classes: int | None = None,
     weights: Weights | None = None,
-    drop_path: float = 0.0,
+    drop_path: float | None = None,
 ) -> LoadedSegmenter:
     """What `name` (a spec without `segmenter:`) means; fresh weights are of torch's random state.
 
-    classes: of a fresh one, needed; of a folder, checked. drop_path: of a fresh one. Raises
-    ModelError: neither folder nor name, an encoder that is no plain ViT, impossible sizes, weights
-    that do not fit.
+    classes: of a fresh one, needed; of a folder, checked. drop_path: for training, where not the
+    folder's own or 0. Raises ModelError: neither folder nor name, an encoder that is no plain ViT,
+    impossible sizes, weights that do not fit.
     """
     if not Path(name).is_dir():
-        return _fresh(name, image_size, classes, weights, drop_path)
+        return _fresh(name, image_size, classes, weights, drop_path or 0.0)
     loaded = load_segmenter(Path(name), image_size, weights=weights)
     found = loaded.segmenter.config.classes
     if classes not in (None, found):
         raise ModelError(f"segmenter:{name} has {found} classes, not {classes}")
-    return loaded
+    segmenter = loaded.segmenter
+    return replace(
+        loaded, segmenter=at_size(segmenter, segmenter.config.image_size, drop_path=drop_path)
+    )
 
 
 def _fresh(

@@ -204,16 +204,20 @@ def with_logits(model: FloatModel) -> FloatModel:
     return replace(model, module=Logits(model.module.segmenter).eval())
 
 
-def at_size(segmenter: Segmenter, image_size: tuple[int, int]) -> Segmenter:
+def at_size(
+    segmenter: Segmenter, image_size: tuple[int, int], *, drop_path: float | None = None
+) -> Segmenter:
     """`segmenter` itself, or a copy of it for images of `image_size` (height, width).
 
     The position embedding of the copy is resampled to its grid; mode and device are kept, and
-    torch's random state is left as it was. Raises ModelError for sizes that are no whole patches.
+    torch's random state is left as it was. drop_path: the copy's, where not the same. Raises
+    ModelError for sizes that are no whole patches.
     """
     config = segmenter.config
-    if config.image_size == image_size:
+    rate = config.drop_path if drop_path is None else drop_path
+    wanted = replace(config, image_size=image_size, drop_path=rate)
+    if wanted == config:
         return segmenter
-    wanted = replace(config, image_size=image_size)
     with torch.random.fork_rng(devices=[]):
         made = Segmenter(wanted)
     tensors = segmenter.state_dict()

@@ -76,10 +76,10 @@ def quantize(
       iqvit quantize timm:vit_tiny_patch16_224 --weights W.safetensors --calib photos/ -o model.iqv
 
     Prints what the program costs, its signal-to-noise ratio against float (sqnr_db; 15 to 20 is
-    usual for 8 bits; of a class map: of the logits that it is chosen from, and agreement is the
-    share of equal pixels) and the five nodes that lose most. To change how a node is quantised, save
-    `iqvit recipe > r.toml`, edit it and pass --recipe r.toml. Next: `iqvit inspect model.iqv`, then
-    `iqvit compile model.iqv -o artifact/`.
+    usual for 8 bits) and the five nodes that lose most; for a segmenter sqnr_db is of the logits,
+    and agreement the percentage of pixels of the same class. To change how a node is quantised,
+    save `iqvit recipe > r.toml`, edit it and pass --recipe r.toml. Next: `iqvit inspect model.iqv`,
+    then `iqvit compile model.iqv -o artifact/`.
     """
     require_file(output)
     require_file(json)
