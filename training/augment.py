@@ -32,7 +32,8 @@ class Augment:
     scale drawn from `scales`; a random `crop` (height, width) is cut from that, padded by `fill`
     (image, one value a channel) and IGNORE (mask) where the scaled image is smaller. Only what the
     crop shows is resized: bilinear for the image, nearest for the mask. Then a mirror image with
-    probability 1/2 and a change of brightness, contrast and saturation (hue would cost more than all the rest).
+    probability 1/2 and a change of brightness, contrast and saturation; a change of hue would take
+    more time than all the rest.
     """
 
     def __init__(

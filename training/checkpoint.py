@@ -49,6 +49,7 @@ def read_checkpoint(folder: Path, run: Mapping[str, Any]) -> Checkpoint:
     path = folder / NAME
     if not path.is_file():
         raise DataError(f"nothing to resume: there is no {path}; start without --resume")
+    # torch.load raises almost anything for damaged bytes, so everything is caught.
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
         version = content.pop("format")
@@ -57,7 +58,7 @@ def read_checkpoint(folder: Path, run: Mapping[str, Any]) -> Checkpoint:
         checkpoint = Checkpoint(**content)
     except DataError:
         raise
-    except Exception as error:  # noqa: BLE001 - torch.load raises almost anything for bad bytes
+    except Exception as error:
         reason = str(error).split("\n")[0] or type(error).__name__
         raise DataError(f"{path} is not a readable checkpoint: {reason}") from error
     _require_same_run(path, checkpoint.run, run)

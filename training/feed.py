@@ -38,13 +38,12 @@ class Samples(Dataset):
 class Order:
     """The batches of an epoch for one process: shuffled anew each epoch, the odd rest left out.
 
-    batch: samples a step over all processes. `epoch` and `first`, the step to begin at, are set
-    before iterating.
+    batch: samples a step over all processes. `epoch` is set before iterating.
     """
 
     def __init__(self, samples: int, batch: int, seed: int, world: World) -> None:
         self.samples, self.batch, self.seed, self.world = samples, batch, seed, world
-        self.epoch = self.first = 0
+        self.epoch = 0
 
     def __len__(self) -> int:
         return self.samples // self.batch
@@ -52,7 +51,7 @@ class Order:
     def __iter__(self) -> Iterator[list[Key]]:
         generator = torch.Generator().manual_seed(seed_of(self.seed, self.epoch))
         order = torch.randperm(self.samples, generator=generator).tolist()
-        for step in range(self.first, len(self)):
+        for step in range(len(self)):
             whole = order[step * self.batch : (step + 1) * self.batch]
             yield [(self.epoch, index) for index in whole[self.world.rank :: self.world.size]]
 

@@ -12,9 +12,7 @@ UNDECAYED = ("pos_embed", "cls_token", "dist_token", "cls_emb")
 """Embeddings that weight decay would pull to zero without making the function simpler."""
 
 
-def adamw(
-    model: nn.Module, lr: float, weight_decay: float, scale: Callable[[str], float]
-) -> AdamW:
+def adamw(model: nn.Module, lr: float, weight_decay: float, scale: Callable[[str], float]) -> AdamW:
     """AdamW (Loshchilov and Hutter, 2019) over the parameters that learn.
 
     Vectors and scalars (norms, biases) and the embeddings do not decay. `scale(name)` is the factor

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, distributed
 
+CPU = torch.device("cpu")
+
 
 @dataclass(frozen=True)
 class World:
@@ -15,7 +17,7 @@ class World:
 
     rank: int = 0
     size: int = 1
-    device: torch.device = torch.device("cpu")
+    device: torch.device = CPU
 
     @property
     def leads(self) -> bool:
@@ -33,17 +35,12 @@ class World:
             distributed.all_reduce(tensor)
         return tensor
 
-    def wait(self) -> None:
-        """Go on when all processes are here."""
-        if self.size > 1:
-            distributed.barrier()
-
 
 @contextmanager
 def processes() -> Iterator[World]:
     """The world that `torchrun` started (nccl on GPUs, gloo otherwise), or one process alone."""
     rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    device = torch.device("cpu")
+    device = CPU
     if torch.cuda.is_available():
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(device)

@@ -1,6 +1,7 @@
 """The segmentation task: a Segmenter, images with masks, cross entropy, mIoU."""
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from iqvit.errors import DataError
+from iqvit.errors import DataError, IqvitError
 from iqvit.eval.preprocess import Preprocess
+from iqvit.eval.segmentation import ConfusionMatrix, resize_nearest
 from iqvit.eval.segmentation_data import IGNORE, SegmentationSet
+from iqvit.models.segmenter import ClassMap, Segmenter, at_size
+from iqvit.models.segmenter_folder import SegmenterMeta, save_segmenter
 from iqvit.training.augment import Augment
 from iqvit.training.processes import World
-from iqvit.training.segmentation_model import Start, at_size, save
+from iqvit.training.segmentation_model import Start
 from iqvit.training.task import Network
 
 WEIGHTINGS = ("none", "sqrt-inverse")
@@ -24,13 +28,26 @@ USUAL_CACHE = 4 << 30
 @dataclass(frozen=True)
 class Options:
     """size: (height, width) of the model's input, for validation and in what is saved. crop: that
-    of training. cache: bytes of decoded images that a process keeps in memory."""
+    of training, no larger. cache: bytes of decoded images that a process keeps in memory."""
 
     size: tuple[int, int]
     crop: tuple[int, int]
     class_weights: str = "none"
     encoder_lr_scale: float = 1.0
     cache: int = USUAL_CACHE
+
+    def __post_init__(self) -> None:
+        if self.class_weights not in WEIGHTINGS:
+            raise IqvitError(
+                f"class weights {self.class_weights!r} are none of {', '.join(WEIGHTINGS)}"
+            )
+        if self.crop[0] > self.size[0] or self.crop[1] > self.size[1]:
+            crop, size = ("x".join(map(str, pair)) for pair in (self.crop, self.size))
+            raise IqvitError(f"training crops of {crop} are larger than the input of {size}")
+        if not 0 < self.encoder_lr_scale < math.inf:
+            raise IqvitError(
+                f"the encoder's learning rate cannot be {self.encoder_lr_scale} times the other"
+            )
 
 
 class SegmentationTask:
@@ -50,7 +67,7 @@ class SegmentationTask:
             raise DataError("training and validation images have different classes")
         self.start, self.options, self.val = start, options, val
         self.model: nn.Module = start.segmenter
-        self.samples = len(train.items)
+        self.samples = len(train)
         self.train = Cached(train, options.cache)
         fill = tuple(round(255 * value) for value in start.mean)
         self.augment = Augment(options.size, options.crop, (fill[0], fill[1], fill[2]))
@@ -60,7 +77,7 @@ class SegmentationTask:
             "weights": start.weights,
             "classes": list(train.classes),
             "training images": self.samples,
-            "validation images": len(val.items),
+            "validation images": len(val),
             "input size": list(options.size),
             "crop": list(options.crop),
             "drop path": start.segmenter.config.drop_path,
@@ -90,24 +107,26 @@ class SegmentationTask:
         return self.options.encoder_lr_scale if name.startswith("encoder.") else 1.0
 
     def validate(self, model: nn.Module, world: World) -> dict[str, float]:
-        segmenter = at_size(model, self.options.size).eval()
+        class_map = ClassMap(self._whole(model)).eval()
         prepare = Preprocess(self.options.size, crop="squash", interpolation="bilinear")
-        counts = torch.zeros(self.classes, self.classes, dtype=torch.int64)
-        for index in world.share(len(self.val.items)):
+        matrix = ConfusionMatrix(len(self.val.classes))
+        for index in world.share(len(self.val)):
             image = prepare(self.val.items[index][0])[None].to(world.device)
-            logits = segmenter(normalise(image, self.start.mean, self.start.std)).float()
-            mask = self.val.mask(index).to(world.device)
-            found = predict(logits, self.options.size, mask.shape)
-            counts += confusion(found, mask, self.classes).cpu()
-        return scores(world.sum(counts).cpu())
+            found = class_map(normalise(image, self.start.mean, self.start.std))[0].cpu()
+            mask = self.val.mask(index)
+            matrix.add(resize_nearest(found, mask.shape), mask)
+        matrix.counts = world.sum(matrix.counts).cpu()
+        return {"miou": matrix.miou(), "pixel_accuracy": matrix.pixel_accuracy()}
 
     def save(self, folder: Path, model: nn.Module) -> None:
-        segmenter = at_size(model, self.options.size)
-        save(folder, segmenter, self.start, self.val)
+        meta = SegmenterMeta(self.val.classes, self.start.mean, self.start.std, self.val.palette)
+        save_segmenter(folder, self._whole(model), meta)
 
-    @property
-    def classes(self) -> int:
-        return len(self.val.classes)
+    def _whole(self, model: nn.Module) -> Segmenter:
+        """The model for the input size, whatever crops it is trained on."""
+        if not isinstance(model, Segmenter):
+            raise TypeError(f"a Segmenter is trained here, not a {type(model).__name__}")
+        return at_size(model, self.options.size)
 
 
 class Cached:
@@ -163,28 +182,3 @@ def sqrt_inverse(counts: Tensor) -> Tensor:
     """float32 [C] in proportion to 1 / sqrt(pixels), mean 1; classes without pixels weigh 0."""
     weight = torch.where(counts > 0, counts.clamp(min=1).rsqrt(), 0.0)
     return (weight / weight.sum() * len(counts)).float()
-
-
-def predict(logits: Tensor, size: Sequence[int], shape: Sequence[int]) -> Tensor:
-    """Class indices [H, W] of `shape`: argmax at the input `size`, then the nearest pixel."""
-    full = functional.interpolate(logits, size=tuple(size), mode="bilinear", align_corners=False)
-    classes = full.argmax(1, keepdim=True).to(torch.uint8)
-    return functional.interpolate(classes, size=tuple(shape), mode="nearest-exact")[0, 0]
-
-
-def confusion(found: Tensor, mask: Tensor, classes: int) -> Tensor:
-    """int64 [classes, classes]: pixels of each true class (row) by predicted class (column)."""
-    known = mask != IGNORE
-    pairs = mask[known].long() * classes + found[known].long()
-    return torch.bincount(pairs, minlength=classes * classes).view(classes, classes)
-
-
-def scores(counts: Tensor) -> dict[str, float]:
-    """miou and pixel_accuracy in 0..100, of a confusion matrix; classes never seen are left out."""
-    hit = counts.diagonal().double()
-    union = counts.sum(0) + counts.sum(1) - counts.diagonal()
-    iou = hit[union > 0] / union[union > 0]
-    return {
-        "miou": 100 * float(iou.mean()),
-        "pixel_accuracy": 100 * float(hit.sum() / counts.sum()),
-    }

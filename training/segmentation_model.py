@@ -1,83 +1,93 @@
-"""The segmenter that training begins with, at whatever size, and how it is kept."""
+"""The Segmenter that training begins with: fresh on a trained encoder, or a trained one."""
 
-import copy
-import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors.torch import save as safetensors_bytes
-from torch import nn
 
 from iqvit.errors import ModelError
-from iqvit.eval.segmentation_data import SegmentationSet
-from iqvit.files import write_atomically
-from iqvit.models.segmenter import Segmenter, SegmenterConfig, load_encoder
-from iqvit.models.vit import resample_positions
+from iqvit.models import from_segmenter
+from iqvit.models.segmenter import Segmenter
+from iqvit.models.segmenter_folder import LoadedSegmenter, load_segmenter
 from iqvit.models.weights import read_weights
 
-POSITIONS = "encoder.pos_embed"
+SPEC = "segmenter:"
 
 
 @dataclass(frozen=True)
 class Start:
-    """name: the model's spec. weights: where its weights are from. mean, std: of RGB in 0..1."""
+    """The model with its random numbers drawn, and where it is from.
+
+    name: its spec. weights: the name of the file, or "random". mean, std: of RGB in 0..1.
+    """
 
     segmenter: Segmenter
     name: str
     weights: str
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    notes: tuple[str, ...] = ()
 
 
-def make_start(
-    name: str,
+def fresh(
+    spec: str,
     *,
-    folder: bool,
     weights: Path | None,
     size: tuple[int, int],
     classes: int,
-    drop_path: float,
-    seed: int,
+    drop_path: float = 0.0,
+    seed: int = 0,
 ) -> Start:
-    import timm
-    from timm.data.config import resolve_model_data_config
+    """The Segmenter that `spec` names (segmenter:TIMM_NAME+linear or +mask), at `size`.
 
-    architecture, _, decoder = name.removeprefix("segmenter:").partition("+")
-    model: Any = timm.create_model(architecture, pretrained=False)
-    data = resolve_model_data_config(model)
-    config = SegmenterConfig(
-        size, classes, patch_size=model.patch_embed.patch_size[0], width=model.embed_dim,
-        depth=len(model.blocks), heads=model.blocks[0].attn.num_heads, decoder=decoder or "linear",
-        decoder_heads=model.blocks[0].attn.num_heads, drop_path=drop_path,
-    )
-    torch.manual_seed(seed)
-    segmenter = Segmenter(config)
-    if weights is not None:
-        load_encoder(segmenter, read_weights(weights))
-    return Start(segmenter, name, "random" if weights is None else weights.name,
-                 tuple(data["mean"]), tuple(data["std"]))
-
-
-def at_size(model: nn.Module, size: tuple[int, int]) -> Segmenter:
-    """`model`, or a copy for images of `size` (height, width), its position embedding resampled."""
-    if not isinstance(model, Segmenter):
-        raise ModelError(f"a Segmenter is trained here, not a {type(model).__name__}")
-    if model.config.image_size == size:
-        return model
-    made = copy.deepcopy(model.state_dict())
+    weights: a file with timm's names for the encoder, or the whole segmenter's. What they do not
+    hold is drawn from `seed`. Raises ModelError for an unknown name or weights that do not fit.
+    """
+    _require_rate(drop_path)
+    name = spec.removeprefix(SPEC)
+    if name == spec or Path(name).is_dir():
+        raise ModelError(
+            f"--model {spec}: a fresh model is segmenter:TIMM_NAME+linear or +mask; a trained "
+            "folder is given with --from FOLDER"
+        )
+    read = None if weights is None else read_weights(weights)
     with torch.random.fork_rng(devices=[]):
-        other = Segmenter(replace(model.config, image_size=size))
-    made[POSITIONS] = resample_positions(made[POSITIONS], model.config.grid, other.config.grid)
-    other.load_state_dict(made)
-    return other.to(next(model.parameters()).device).train(model.training)
+        torch.manual_seed(seed)
+        made = from_segmenter.load(
+            name, image_size=size, classes=classes, weights=read, drop_path=drop_path
+        )
+    return _start(made, spec, "random" if weights is None else weights.name)
 
 
-def save(folder: Path, segmenter: Segmenter, start: Start, data: SegmentationSet) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    config = {"task": "segmentation", **asdict(segmenter.config), "labels": list(data.classes),
-              "mean": list(start.mean), "std": list(start.std), "palette": [list(c) for c in data.palette]}
-    tensors = {k: t.cpu().contiguous() for k, t in segmenter.state_dict().items()}
-    write_atomically(folder / "model.safetensors", safetensors_bytes(tensors))
-    write_atomically(folder / "config.json", json.dumps(config, indent=1).encode())
+def continued(
+    folder: Path, *, size: tuple[int, int], classes: int, drop_path: float = 0.0, seed: int = 0
+) -> Start:
+    """The trained Segmenter of `folder`, resampled to `size`, for `classes` classes.
+
+    Every weight whose name and shape are those of the model for `classes` is kept, which is all of
+    the encoder; the rest is drawn from `seed`, and noted. Raises ModelError.
+    """
+    _require_rate(drop_path)
+    loaded = load_segmenter(folder, size)
+    config = replace(loaded.segmenter.config, classes=classes, drop_path=drop_path)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        segmenter = Segmenter(config)
+    own, theirs = segmenter.state_dict(), loaded.segmenter.state_dict()
+    kept = {name: t for name, t in theirs.items() if t.shape == own[name].shape}
+    segmenter.load_state_dict({**own, **kept})
+    notes = loaded.notes
+    if lost := sorted(own.keys() - kept.keys()):
+        notes = (*notes, f"made for {classes} classes anew: {', '.join(lost)}")
+    made = replace(loaded, segmenter=segmenter, notes=notes)
+    return _start(made, f"{SPEC}{folder.name}", Path(loaded.weights).name)
+
+
+def _require_rate(drop_path: float) -> None:
+    if not 0 <= drop_path < 1:
+        raise ModelError(f"--drop-path {drop_path} is no rate in 0..1")
+
+
+def _start(made: LoadedSegmenter, name: str, weights: str) -> Start:
+    meta = made.meta
+    return Start(made.segmenter, name, weights, meta.mean, meta.std, made.notes)

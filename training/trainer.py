@@ -63,7 +63,8 @@ class Schedule:
 class Output:
     """Where a run writes, how often it validates (epochs), and who is told.
 
-    best_name: the folder of the best model is `folder` itself; the last one is `folder`/last.
+    The best model is kept in `folder` itself, the last that was validated in `folder`/last.
+    workers: processes that make the samples, 0 for this one. epoch_done is given the history.
     """
 
     folder: Path
@@ -75,7 +76,11 @@ class Output:
 
 
 class Trainer:
-    """One run of a task in this process, one of the `world`."""
+    """One run of a task in this process, one of the `world`.
+
+    After `resume` a run goes on as if it had never stopped: to the bit on CPUs, and on GPUs as far
+    as their kernels are deterministic. What was lost is the epoch that was not finished.
+    """
 
     def __init__(self, task: Task, plan: Schedule, output: Output, world: World) -> None:
         self.task, self.plan, self.output, self.world = task, plan, output, world
@@ -88,9 +93,7 @@ class Trainer:
         if len(self.order) == 0:
             raise DataError(f"{task.samples} training samples do not fill a batch of {plan.batch}")
         self.model = task.model.to(world.device)
-        self.optimizer = adamw(
-            self.model, plan.lr, plan.weight_decay, task.learning_rate_scale
-        )
+        self.optimizer = adamw(self.model, plan.lr, plan.weight_decay, task.learning_rate_scale)
         self.average = Average(self.model, plan.average) if plan.average else None
         self.step, self.history, self.best = 0, list[Row](), None
         self.run_facts = {**asdict(plan), "processes": world.size, **task.facts}
@@ -103,48 +106,41 @@ class Trainer:
         """The model that is validated and kept: the average of the weights where there is one."""
         return self.model if self.average is None else self.average.model
 
-    def run(self, stop_after: int | None = None) -> list[Row]:
-        """Train to the end, or for `stop_after` steps of this call; returns the history.
+    def run(self, until: int | None = None) -> list[Row]:
+        """Train to the end, or to the end of epoch `until`; returns the history.
 
         A row of the history has epoch, loss, lr, seconds, samples_per_s, and the scores of the
-        epochs that were validated. A checkpoint is written after each epoch and where it stops.
+        epochs that were validated. A checkpoint is written after each epoch. Raises IqvitError for
+        a loss that is not finite, and where the files cannot be written.
         """
         feed = loader(self.task, self.order, self.plan.seed, self.output.workers)
-        last = self.plan.epochs * len(self.order)
-        if stop_after is not None:
-            last = min(last, self.step + stop_after)
-        while self.step < last:
-            self._epoch(feed, last)
+        last = self.plan.epochs if until is None else min(until, self.plan.epochs)
+        for epoch in range(self.step // len(self.order), last):
+            self._epoch(feed, epoch)
         return self.history
 
-    def _epoch(self, feed: Any, last: int) -> None:
-        length = len(self.order)
-        epoch, self.order.first = divmod(self.step, length)
+    def _epoch(self, feed: Any, epoch: int) -> None:
+        length, begun, total = len(self.order), time.monotonic(), 0.0
         self.order.epoch = epoch
-        begun, done, total = time.monotonic(), 0, 0.0
         self.model.train()
-        for batch in feed:
+        for done, batch in enumerate(feed, 1):
             loss = self._learn(batch)
             if not math.isfinite(loss):
                 raise IqvitError(
-                    f"the loss is {loss} at step {self.step} of epoch {epoch + 1}; "
-                    "take a smaller --lr or a longer --warmup"
+                    f"the loss is {loss} at step {done} of epoch {epoch + 1}; take a smaller "
+                    "learning rate or a longer warm-up"
                 )
-            done, total = done + 1, total + loss
+            total += loss
             rate = done * self.plan.batch / (time.monotonic() - begun)
             if self.world.leads:
-                self.output.progress(self.step - epoch * length, length, total / done, rate)
-            if self.step == last:
-                break
-        if self.step % length == 0:
-            self._close_epoch(epoch + 1, total / done, time.monotonic() - begun, done)
+                self.output.progress(done, length, total / done, rate)
+        self._close_epoch(epoch + 1, total / length, time.monotonic() - begun)
         self._write()
 
     def _learn(self, batch: Any) -> float:
         """One step of the optimizer; returns this process's loss."""
-        plan, steps = self.plan, self.plan.epochs * len(self.order)
-        factor = schedule(self.step, steps, round(plan.warmup * len(self.order)))
-        set_learning_rate(self.optimizer, plan.lr * factor)
+        plan = self.plan
+        set_learning_rate(self.optimizer, plan.lr * self._factor(self.step))
         torch.manual_seed(seed_of(plan.seed, self.step, self.world.rank))
         with self._precision():
             loss = self.task.loss(self.network, _moved(batch, self.world.device))
@@ -155,17 +151,21 @@ class Trainer:
         self.step += 1
         if self.average is not None:
             self.average.update(self.model, self.step)
-        return float(loss)
+        return float(loss.detach())
 
-    def _close_epoch(self, epoch: int, loss: float, seconds: float, steps: int) -> None:
+    def _factor(self, step: int) -> float:
+        length = len(self.order)
+        return schedule(step, self.plan.epochs * length, round(self.plan.warmup * length))
+
+    def _close_epoch(self, epoch: int, loss: float, seconds: float) -> None:
         """Score, remember, and keep the best."""
         mean = self.world.sum(torch.tensor(loss, dtype=torch.float64)).item() / self.world.size
         row: Row = {
             "epoch": epoch,
             "loss": mean,
-            "lr": self.optimizer.param_groups[0]["lr"] / self.optimizer.param_groups[0]["lr_scale"],
+            "lr": self.plan.lr * self._factor(self.step - 1),
             "seconds": seconds,
-            "samples_per_s": steps * self.plan.batch / seconds,
+            "samples_per_s": len(self.order) * self.plan.batch / seconds,
         }
         if epoch % self.output.validate_every == 0 or epoch == self.plan.epochs:
             row |= self._validate()
@@ -196,7 +196,6 @@ class Trainer:
                 self.optimizer.state_dict(), average,
             )  # fmt: skip
             write_checkpoint(self.output.folder, state)
-        self.world.wait()
 
     def _restore(self, state: Checkpoint) -> None:
         self.step, self.history, self.best = state.step, state.history, state.best

@@ -1,23 +1,28 @@
 """`iqvit train`: teach a float model."""
 
-import re
+import json
 import sys
+import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from iqvit.commands import screen
+from iqvit.commands.options import Size, parse_size
 from iqvit.commands.outputs import require_folder
 from iqvit.errors import DataError, IqvitError, ModelError
+from iqvit.files import write_atomically
 
 if TYPE_CHECKING:
     from iqvit.eval.segmentation_data import SegmentationSet
-    from iqvit.training.processes import World
+    from iqvit.training.segmentation_model import Start
 
 HELP = "Train a float model; one sub-command for each task."
 DATASETS = ("folder", "ade20k", "cityscapes")
 PROGRESS_SECONDS = 10
+INTERRUPTED = 130
+USUAL_SIZE = "512x512"
 
 
 def segmentation(
@@ -53,12 +58,22 @@ def segmentation(
         typer.Option("--from", metavar="FOLDER", help="Begin with this trained segmenter."),
     ] = None,
     input_size: Annotated[
-        str,
-        typer.Option("--input-size", metavar="HxW", help="Of the finished model; validation."),
-    ] = "512x512",
+        Size,
+        typer.Option(
+            "--input-size",
+            metavar="N|HxW",
+            parser=parse_size,
+            help="Pixels, height x width, of the finished model; validation has this size.",
+        ),
+    ] = USUAL_SIZE,  # type: ignore[assignment]
     crop: Annotated[
-        str | None,
-        typer.Option("--crop", metavar="HxW", help="Train on crops smaller than the input."),
+        Size | None,
+        typer.Option(
+            "--crop",
+            metavar="N|HxW",
+            parser=parse_size,
+            help="Train on crops of this size, smaller than the input: faster.",
+        ),
     ] = None,
     epochs: Annotated[int, typer.Option("--epochs", min=1)] = 100,
     batch: Annotated[
@@ -82,9 +97,7 @@ def segmentation(
     class_weights: Annotated[
         str, typer.Option("--class-weights", help="none or sqrt-inverse (of their pixels).")
     ] = "none",
-    validate_every: Annotated[
-        int, typer.Option("--validate-every", metavar="EPOCHS", min=1)
-    ] = 1,
+    validate_every: Annotated[int, typer.Option("--validate-every", metavar="EPOCHS", min=1)] = 1,
     seed: Annotated[
         int, typer.Option("--seed", metavar="S", help="Of weights, order and augmentation.")
     ] = 0,
@@ -116,55 +129,56 @@ def segmentation(
     and curves.png.
     """
     require_folder(output)
-    if dataset not in DATASETS:
-        raise DataError(f"--dataset {dataset!r} is none of {', '.join(DATASETS)}")
-    if (model is None) == (start is None):
-        raise ModelError("give one of --model SPEC, for a fresh segmenter, and --from FOLDER")
+    if not resume:
+        _require_unused(output)
     import torch
 
     from iqvit.training.processes import processes
-    from iqvit.training.segmentation import WEIGHTINGS, Options, SegmentationTask
-    from iqvit.training.segmentation_model import make_start
+    from iqvit.training.segmentation import Options, SegmentationTask
     from iqvit.training.trainer import Output, Schedule, Trainer
 
-    if class_weights not in WEIGHTINGS:
-        raise IqvitError(f"--class-weights {class_weights!r} is none of {', '.join(WEIGHTINGS)}")
     if threads is not None:
         torch.set_num_threads(threads)
-    size = _size(input_size, "--input-size")
-    shown = size if crop is None else _size(crop, "--crop")
-    if shown[0] > size[0] or shown[1] > size[1]:
-        raise IqvitError(f"--crop {crop} is larger than --input-size {input_size}")
+    options = Options(input_size, crop or input_size, class_weights, encoder_lr_scale, cache << 20)
     plan = Schedule(epochs, batch, lr, weight_decay, warmup, clip, average, seed)
-    splits = [_read(dataset, data, split, class_file) for split in ("train", "val")]
+    train, val = (_read(dataset, data, split, class_file) for split in ("train", "val"))
+    begun = _begin(
+        model,
+        weights,
+        start,
+        size=options.crop,
+        classes=len(train.classes),
+        drop_path=drop_path,
+        seed=seed,
+    )
     with processes() as world:
-        begun = make_start(
-            model or str(start), folder=start is not None, weights=weights, size=shown,
-            classes=len(splits[0].classes), drop_path=drop_path, seed=seed,
-        )  # fmt: skip
-        options = Options(size, shown, class_weights, encoder_lr_scale, cache << 20)
-        task = SegmentationTask(begun, *splits, options)
-        task.prepare(world)
-        screens = Screen(output, task.metric, world)
-        output.mkdir(parents=True, exist_ok=True)
-        where = Output(output, validate_every, resume, workers, screens.step, screens.epoch)
-        history = Trainer(task, plan, where, world).run()
+        task = SegmentationTask(begun, train, val, options)
+        teller = Teller(output, task.metric)
+        where = Output(output, validate_every, resume, workers, teller.step, teller.epoch)
         if world.leads:
-            best = max(row[task.metric] for row in history if task.metric in row)
-            screen.facts({"model": str(output), "epochs": len(history), f"best_{task.metric}": best})
+            output.mkdir(parents=True, exist_ok=True)
+            for text in begun.notes:
+                screen.note(text)
+        try:
+            task.prepare(world)
+            history = Trainer(task, plan, where, world).run()
+        except KeyboardInterrupt as error:
+            print(f"interrupted; --resume goes on from the last epoch in {output}", file=sys.stderr)
+            raise typer.Exit(INTERRUPTED) from error
+    if world.leads:
+        best = max(row[task.metric] for row in history if task.metric in row)
+        screen.facts({"model": f"segmenter:{output}", "epochs": len(history), "best_miou": best})
 
 
-class Screen:
-    """What the leading process tells while it trains: lines on stderr, history and curves."""
+class Teller:
+    """What the leading process tells: lines on stderr now and then, history and curves."""
 
-    def __init__(self, folder: Path, metric: str, world: "World") -> None:
-        self.folder, self.metric, self.world = folder, metric, world
+    def __init__(self, folder: Path, metric: str) -> None:
+        self.folder, self.metric = folder, metric
         self.told = 0.0
 
     def step(self, done: int, total: int, loss: float, rate: float) -> None:
-        """The running loss of the epoch and images/s, now and then."""
-        import time
-
+        """The mean loss of the epoch so far and images/s, every few seconds."""
         if time.monotonic() - self.told < PROGRESS_SECONDS and done < total:
             return
         self.told = time.monotonic()
@@ -172,9 +186,6 @@ class Screen:
 
     def epoch(self, history: list[dict[str, float]]) -> None:
         """One line for the epoch; the files of the history are written anew."""
-        import json
-
-        from iqvit.files import write_atomically
         from iqvit.training.curves import write_curves
 
         row = history[-1]
@@ -186,19 +197,36 @@ class Screen:
             screen.note("no curves.png without matplotlib: pip install 'iqvit[train]'")
 
 
+def _begin(model: str | None, weights: Path | None, start: Path | None, **sizes: Any) -> "Start":
+    """The model of --model and --weights, or of --from; ModelError unless it is one of them."""
+    from iqvit.training.segmentation_model import continued, fresh
+
+    if model is not None and start is None:
+        return fresh(model, weights=weights, **sizes)
+    if start is None or model is not None:
+        raise ModelError("give one of --model SPEC, for a fresh segmenter, and --from FOLDER")
+    if weights is not None:
+        raise ModelError("--weights goes with --model; --from FOLDER has its own")
+    return continued(start, **sizes)
+
+
+def _require_unused(folder: Path) -> None:
+    """IqvitError where a new run would write over an older one, or over a model."""
+    there = [n for n in ("checkpoint.pt", "config.json") if (folder / n).exists()]
+    if there:
+        raise IqvitError(
+            f"{folder} already holds {' and '.join(there)}: go on with --resume, or give another "
+            "--output folder"
+        )
+
+
 def _read(kind: str, data: Path, split: str, class_file: Path | None) -> "SegmentationSet":
     from iqvit.eval.segmentation_data import read_ade20k, read_cityscapes, read_folder
 
+    if kind not in DATASETS:
+        raise DataError(f"--dataset {kind!r} is none of {', '.join(DATASETS)}")
     if kind == "folder":
         return read_folder(data, split, class_file)
     if class_file is not None:
         raise DataError(f"--class-file is for --dataset folder; {kind} has its own classes")
     return read_ade20k(data, split) if kind == "ade20k" else read_cityscapes(data, split)
-
-
-def _size(text: str, option: str) -> tuple[int, int]:
-    """ "352x480" -> (352, 480), "512" -> (512, 512)."""
-    found = re.fullmatch(r"([1-9]\d{0,4})(?:x([1-9]\d{0,4}))?", text)
-    if found is None:
-        raise typer.BadParameter(f"{text!r} is no size such as 512 or 352x480", param_hint=option)
-    return int(found[1]), int(found[2] or found[1])
