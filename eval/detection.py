@@ -1,0 +1,220 @@
+"""Scores detections against boxes: average precision and recall as COCO defines them.
+
+The numbers are those of pycocotools, which also matches boxes, ignores crowd regions and counts
+small (area below 32^2 pixels), medium and large (from 96^2) objects.
+"""
+
+import contextlib
+import io
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from iqvit.errors import DataError
+from iqvit.eval.boxes import BoxFormat, BoxPredictor, Found, in_pixels, same_detections
+from iqvit.eval.coco_data import CocoItem, CocoSet
+from iqvit.eval.evaluate import spread
+from iqvit.eval.metrics import percent
+from iqvit.eval.preprocess import Preprocess
+
+STATS = (
+    *("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large"),
+    *("ar1", "ar10", "ar100", "ar_small", "ar_medium", "ar_large"),
+)
+"""pycocotools' summary, in its order."""
+AGREEMENT_SCORE = 0.5
+
+Result = dict[str, Any]
+"""One detection of a COCO results file: image_id, category_id, bbox, score."""
+
+
+@dataclass(frozen=True)
+class DetectionScores:
+    """What an evaluation found. metrics is flat; ap is by class name, None for a class without any
+    box; results is the content of a COCO results file."""
+
+    metrics: dict[str, Any]
+    ap: dict[str, float | None]
+    results: list[Result]
+    float_ap: dict[str, float | None] | None = None
+
+
+def evaluate_detection(
+    predict: BoxPredictor,
+    dataset: CocoSet,
+    read: Preprocess,
+    *,
+    numbers: BoxFormat | None = None,
+    class_of: Sequence[int] | None = None,
+    reference: BoxPredictor | None = None,
+    reference_numbers: BoxFormat | None = None,
+    agreement_score: float = AGREEMENT_SCORE,
+    limit: int | None = None,
+    skip_bad: bool = False,
+    on_found: Callable[[CocoItem, Found], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> DetectionScores:
+    """Metrics of `predict` on a data set; percentages are in 0..100.
+
+    `read` makes the model's input and must squash, so that fractions of it are fractions of the
+    image. `numbers` says what the detector's numbers stand for, `class_of` which class of the data
+    each label of the model is (-1: none), by default the label itself. Always: `STATS` (None where
+    there is nothing of that size), images, boxes, skipped, seconds. With `reference`: float_ and the first
+    six of `STATS`, and agreement: of all detections of both with a score of at least
+    `agreement_score`, the percent that are `same_detections` (None without any detection).
+    `limit` takes so many images, evenly spaced; the others do not count as missed, nor do those
+    that cannot be read, which `skip_bad` leaves out. on_found is given every image's detections.
+    Raises DataError.
+    """
+    _require_squash(read)
+    class_of = range(len(dataset.classes)) if class_of is None else class_of
+    own_numbers, other_numbers = numbers or BoxFormat(), reference_numbers or BoxFormat()
+    chosen = spread(dataset.items, limit)
+    scored: list[CocoItem] = []
+    results: list[Result] = []
+    others: list[Result] = []
+    pairs = compared = 0
+    start = time.perf_counter()
+    for done, item in enumerate(chosen, 1):
+        if progress is not None:
+            progress(done, len(chosen))
+        try:
+            item.check_size()
+            pixels = read(item.path)[None]
+        except DataError:
+            if not skip_bad:
+                raise
+            continue
+        scored.append(item)
+        found = in_pixels(predict(pixels), item.size, own_numbers, str(item.path), class_of)
+        results += coco_results(item, found, dataset.category_ids)
+        if on_found is not None:
+            on_found(item, found)
+        if reference is not None:
+            answer = reference(pixels)
+            other = in_pixels(answer, item.size, other_numbers, str(item.path), class_of)
+            others += coco_results(item, other, dataset.category_ids)
+            same, total = same_detections(found, other, agreement_score)
+            pairs, compared = pairs + same, compared + total
+    stats, by_class = coco_metrics(dataset, scored, results)
+    metrics: dict[str, Any] = {
+        **stats,
+        "images": len(scored),
+        "boxes": sum(int((~item.iscrowd).sum()) for item in scored),
+        "skipped": len(dataset.skipped) + len(chosen) - len(scored),
+    }
+    float_ap = None
+    if reference is not None:
+        real, float_ap = coco_metrics(dataset, scored, others)
+        metrics |= {f"float_{name}": real[name] for name in STATS[:6]}
+        metrics["agreement"] = percent(2 * pairs, compared) if compared > 0 else None
+    metrics["seconds"] = time.perf_counter() - start
+    return DetectionScores(metrics, by_class, results, float_ap)
+
+
+def coco_results(item: CocoItem, found: Found, category_ids: Sequence[int]) -> list[Result]:
+    """The detections in one image as a COCO results file holds them."""
+    rows = zip(found.labels.tolist(), found.xywh.tolist(), found.scores.tolist(), strict=True)
+    return [
+        {
+            "image_id": item.image_id,
+            "category_id": category_ids[label],
+            "bbox": bbox,
+            "score": score,
+        }
+        for label, bbox, score in rows
+    ]
+
+
+def coco_metrics(
+    dataset: CocoSet, items: Sequence[CocoItem], results: Sequence[Result]
+) -> tuple[dict[str, float | None], dict[str, float | None]]:
+    """`STATS` in 0..100, and the AP (IoU .50:.95) of each class by name, of `items` alone.
+
+    None where there is no box of that size or class. Raises DataError if there is no box at all;
+    crowd regions are none.
+    """
+    from pycocotools.cocoeval import COCOeval
+
+    if all(bool(item.iscrowd.all()) for item in items):
+        raise DataError(
+            f"there is nothing to score: none of {len(items)} images of {dataset.annotations} has "
+            "a box"
+        )
+    truth = _ground_truth(dataset, items)
+    with contextlib.redirect_stdout(io.StringIO()):
+        scored = COCOeval(_index(truth), _index({**truth, "annotations": _found(results)}), "bbox")
+        scored.params.imgIds = [item.image_id for item in items]
+        scored.params.catIds = list(dataset.category_ids)
+        scored.evaluate()
+        scored.accumulate()
+        scored.summarize()
+    stats = {name: _share(value) for name, value in zip(STATS, scored.stats, strict=True)}
+    # [IoU thresholds, recalls, categories by id, area ranges (0: all), detections (2: 100)]
+    precision = scored.eval["precision"][:, :, :, 0, 2]
+    order = sorted(range(len(dataset.classes)), key=lambda label: dataset.category_ids[label])
+    by_class: dict[str, float | None] = dict.fromkeys(dataset.classes)
+    for column, label in enumerate(order):
+        by_class[dataset.classes[label]] = _share(precision[:, :, column].flatten().mean())
+    return stats, by_class
+
+
+def _ground_truth(dataset: CocoSet, items: Sequence[CocoItem]) -> dict[str, Any]:
+    """A COCO data set; annotations count from 1, as pycocotools takes the id 0 for no match."""
+    rows = [
+        (item.image_id, label, bbox, crowd, area)
+        for item in items
+        for label, bbox, crowd, area in zip(
+            item.labels.tolist(),
+            item.xywh.tolist(),
+            item.iscrowd.tolist(),
+            item.area.tolist(),
+            strict=True,
+        )
+    ]
+    return {
+        "images": [{"id": item.image_id} for item in items],
+        "categories": [{"id": number} for number in dataset.category_ids],
+        "annotations": [
+            {
+                "id": number,
+                "image_id": image,
+                "category_id": dataset.category_ids[label],
+                "bbox": bbox,
+                "iscrowd": int(crowd),
+                "area": area,
+            }
+            for number, (image, label, bbox, crowd, area) in enumerate(rows, 1)
+        ],
+    }
+
+
+def _found(results: Sequence[Result]) -> list[Result]:
+    """What pycocotools' `loadRes` adds to results; itself it fails where there are none."""
+    return [
+        {**row, "id": number, "iscrowd": 0, "area": row["bbox"][2] * row["bbox"][3]}
+        for number, row in enumerate(results, 1)
+    ]
+
+
+def _index(content: dict[str, Any]) -> Any:
+    from pycocotools.coco import COCO
+
+    coco = COCO()
+    coco.dataset = content
+    coco.createIndex()
+    return coco
+
+
+def _share(value: float) -> float | None:
+    """In percent; pycocotools says -1 where there is nothing to find."""
+    return None if value < 0 else 100.0 * float(value)
+
+
+def _require_squash(read: Preprocess) -> None:
+    if read.crop != "squash" or read.target != read.size:
+        raise DataError(
+            f"the preprocessing (crop {read.crop!r}, from {read.target} to {read.size}) cuts parts "
+            "off, so that boxes are not fractions of the whole image; a detector's must squash"
+        )
