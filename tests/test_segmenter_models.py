@@ -6,10 +6,15 @@ from dataclasses import replace
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch.nn import functional
 
+from iqvit import serialize
 from iqvit.capture import capture
+from iqvit.cli import main
+from iqvit.commands.options import parse_size
+from iqvit.commands.quantize import calibration_images
 from iqvit.errors import ModelError
 from iqvit.models.from_segmenter import load, timm_sizes
 from iqvit.models.segmenter import (
@@ -519,3 +524,77 @@ def test_weights_on_disk_have_the_public_names(tmp_path):
     save_segmenter(tmp_path, random_segmenter(decoder="mask", depth=1), META)
     names = set(load_file(tmp_path / "model.safetensors"))
     assert names == {n for n in public_shapes("mask") if not n.startswith("encoder.head")}
+
+
+# From the command line
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """A folder of images and masks; a mask would be one colour more to calibrate on."""
+    generator = torch.Generator().manual_seed(6)
+    for kind, colours in (("images", 256), ("annotations", 5)):
+        (tmp_path / "data" / kind).mkdir(parents=True)
+        for index in range(2):
+            size = (40, 60, 3) if kind == "images" else (40, 60)
+            values = torch.randint(0, colours, size, dtype=torch.uint8, generator=generator)
+            Image.fromarray(values.numpy()).save(tmp_path / "data" / kind / f"{index}.png")
+    return tmp_path / "data"
+
+
+def test_masks_do_not_calibrate(photos):
+    found = calibration_images(photos, None, 0)
+    assert sorted(path.relative_to(photos).as_posix() for path in found) == [
+        "images/0.png",
+        "images/1.png",
+    ]
+
+
+@pytest.mark.parametrize("ends_in", ["classes", "logits"])
+def test_quantize_a_folder(tmp_path, photos, ends_in):
+    save_segmenter(tmp_path / "trained", random_segmenter(), META)
+    command = ["quantize", f"segmenter:{tmp_path / 'trained'}", "--calib", str(photos)]
+    command += ["--input-size", "16x48", "--json", str(tmp_path / "q.json")]
+    command += ["--logits"] if ends_in == "logits" else []
+    assert main([*command, "-o", str(tmp_path / "m.iqv")]) == 0
+    graph = serialize.load(tmp_path / "m.iqv")
+    assert graph.meta["task"] == "segmentation"
+    assert graph.meta["labels"] == list("abcde")
+    assert graph.meta["palette"] == [[i, 0, 255] for i in range(5)]
+    assert graph.meta["preprocessing"]["size"] == [16, 48]
+    assert list(graph.outputs) == [ends_in]
+    made = graph[graph.outputs[ends_in]].type
+    found = json.loads((tmp_path / "q.json").read_text())
+    assert found["sqnr_db"] > 15
+    if ends_in == "classes":
+        assert (made.dtype, made.shape, made.lo, made.hi) == ("uint8", (1, 16, 48), 0, 4)
+        assert found["agreement"] > 90
+    else:
+        assert made.shape == (1, 5, 16, 48)
+        assert "agreement" not in found
+
+
+@pytest.mark.parametrize("text", ["0", "32x", "x32", "32x48x3", "-32", "3.5", "32X48", "999999"])
+def test_sizes_that_are_none(text, tmp_path, photos, capsys):
+    command = ["quantize", "segmenter:vit_tiny_patch16_224+mask", "--calib", str(photos)]
+    assert main([*command, f"--input-size={text}", "-o", str(tmp_path / "m.iqv")]) == 2
+    assert "is no size such as 224, or 352x480 (height x width)" in capsys.readouterr().err
+
+
+def test_sizes_of_a_side_and_of_both():
+    assert parse_size("224") == (224, 224)
+    assert parse_size("352x480") == (352, 480)
+
+
+def test_models_of_other_sources_take_height_and_width():
+    pytest.importorskip("timm")
+    pytest.importorskip("transformers")
+    for spec in ("timm:test_vit", "transformers:vit-tiny-patch16-224"):
+        model = load_model(spec, input_size=(32, 64))
+        assert model.input_shape == (1, 3, 32, 64)
+        images = torch.zeros(1, 3, 32, 64, dtype=torch.uint8)
+        assert model.scores(images).shape == (1, 1000)
+    with pytest.raises(ModelError, match="vit_b_32 takes square images only, not 32x64"):
+        load_model("torchvision:vit_b_32", input_size=(32, 64))
+    with pytest.raises(ModelError, match=r"cannot be \(0, 64\)"):
+        load_model("timm:test_vit", input_size=(0, 64))
