@@ -13,7 +13,9 @@ from iqvit.errors import GraphError, RecipeError, node_message
 # Operators that only move values: their output has the integers of their input.
 LAYOUT = frozenset({"reshape", "permute", "slice", "select", "cat"})
 # Operators that keep the scale of their input but change values.
-KEEPS_SCALE = frozenset({"relu", "amax", "max_pool2d", "getitem"})
+KEEPS_SCALE = frozenset(
+    {"relu", "amax", "max_pool2d", "getitem", "upsample_nearest", "upsample_bilinear"}
+)
 PRODUCTS = frozenset({"linear", "conv2d", "matmul", "attention"})
 # What the residual stream is made by and read by.
 RESIDUAL_MAKERS = frozenset({"linear", "conv2d", "add"}) | LAYOUT
@@ -166,7 +168,7 @@ def reads_symmetric(user: fx.Node, settings: Settings) -> bool:
     operator = op_of(user).name
     if operator == "gelu":
         return settings.approximation in SYMMETRIC_FORMS
-    return operator in ("attention", "matmul")
+    return operator in ("attention", "matmul", "l2_normalize")
 
 
 def _check_image(model: CanonicalModel) -> None:
@@ -177,7 +179,7 @@ def _check_image(model: CanonicalModel) -> None:
     for user in (user for node in pending for user in node.users):
         if user.op == "output" or op_of(user).name == "conv2d":
             continue
-        kept = op_of(user).name == "max_pool2d"
+        kept = op_of(user).name in ("max_pool2d", "upsample_nearest")
         kept = kept or (op_of(user).name == "slice" and arguments(user)["dim"] >= 2)
         if not kept:
             what = f"GraphError: {op_of(user).name} reads the image, whose channels differ in scale"

@@ -50,8 +50,10 @@ class Sweep:
         """Sweep over the graph with the normalised images."""
         exact: Values = {}
         rounded: Values = {}
-        nodes = list(self.model.module.graph.nodes)
-        remaining = {node: len(node.users) for node in nodes}
+        # What no product depends on has nothing left to decide (the upsampled logits above all).
+        nodes = _before_products(self.model)
+        kept = set(nodes)
+        remaining = {n: sum(user in kept for user in n.users) for n in nodes}
         for done, node in enumerate(nodes):
             report("rounding", done, len(nodes))
             if node.op == "placeholder":
@@ -234,6 +236,16 @@ class Sweep:
             images,
             self.notes,
         )
+
+
+def _before_products(model: CanonicalModel) -> list[fx.Node]:
+    """The products with weights and all that they read, in order."""
+    kept: set[fx.Node] = set()
+    for node in reversed(model.module.graph.nodes):
+        product = node.op == "call_function" and op_of(node).name in ("linear", "conv2d")
+        if product or any(user in kept for user in node.users):
+            kept.add(node)
+    return [node for node in model.module.graph.nodes if node in kept]
 
 
 def _evaluate(

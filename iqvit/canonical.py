@@ -33,6 +33,21 @@ def gelu(x: Tensor, approximate: str) -> Tensor:
     return functional.gelu(x, approximate=approximate)
 
 
+def upsample_nearest(x: Tensor, size: list[int]) -> Tensor:
+    """x [1,C,h,w] at `size` [H, W], every pixel the one whose area it lies in."""
+    return functional.interpolate(x, tuple(size), mode="nearest")
+
+
+def upsample_bilinear(x: Tensor, size: list[int]) -> Tensor:
+    """x [1,C,h,w] at `size` [H, W], bilinear between half-pixel centres, no antialiasing."""
+    return functional.interpolate(x, tuple(size), mode="bilinear", align_corners=False)
+
+
+def l2_normalize(x: Tensor, eps: float) -> Tensor:
+    """x / max(|x|, eps) along the last axis; rows of zeros stay zeros whatever eps is."""
+    return functional.normalize(x, dim=-1, eps=max(eps, torch.finfo(torch.float32).tiny))
+
+
 @dataclass(frozen=True)
 class CanonicalModel:
     """A float model in the closed op set.
@@ -144,11 +159,18 @@ def _four_dims(q: fx.Node, k: fx.Node, v: fx.Node, **_: Any) -> str | None:
     return f"takes q, k, v of shapes {shapes}; all must be [1, heads, tokens, channels]"
 
 
+def _image_like(x: fx.Node, size: list[int]) -> str | None:
+    if len(shape(x)) == 4 and len(size) == 2:
+        return None
+    return f"takes x of shape {shape(x)} to {size}; it must be [1, channels, height, width]"
+
+
 def _from_topk(pair: fx.Node, **_: Any) -> str | None:
     return None if pair.target is aten.topk.default else f"indexes {pair.name}, which is not topk"
 
 
 _POOL = {"kernel": "ints", "stride": "ints", "padding": "ints"}
+_RESIZE = {"x": "tensor", "size": "indices"}
 _PAIR = {"a": "tensor", "b": "tensor"}
 _REDUCE = {"x": "tensor", "dims": "indices", "keepdim": "bool"}
 
@@ -190,6 +212,7 @@ OPS: dict[Callable[..., Any], CanonicalOp] = {
             },
             _last_dim_only,
         ),
+        CanonicalOp("l2_normalize", l2_normalize, {"x": "tensor", "eps": "float"}),
         CanonicalOp("softmax", aten.softmax.int, {"x": "tensor", "dim": "index"}),
         CanonicalOp("gelu", gelu, {"x": "tensor", "approximate": "str"}),
         CanonicalOp("silu", aten.silu.default, {"x": "tensor"}),
@@ -225,6 +248,8 @@ OPS: dict[Callable[..., Any], CanonicalOp] = {
                 "divisor_override": "int?",
             },
         ),
+        CanonicalOp("upsample_nearest", upsample_nearest, _RESIZE, _image_like),
+        CanonicalOp("upsample_bilinear", upsample_bilinear, _RESIZE, _image_like),
         CanonicalOp(
             "topk",
             aten.topk.default,
@@ -244,7 +269,11 @@ REMEDIES = {
     "scaled_dot_product_attention": "call it without mask, causality and dropout",
     "expand": "write the broadcast in the operator that uses it",
     "dropout": "give F.dropout training=self.training, and call model.eval()",
-    "div": "divide by constants only",
+    "div": "divide by constants only, or by the value's own L2 norm along one axis",
+    "linalg_vector_norm": "use F.normalize(x, dim=d), or x / x.norm(dim=d, keepdim=True)",
+    "upsample_bilinear2d": "use align_corners=False and an output size or a whole factor",
+    "upsample_nearest2d": "give an output size or a whole factor",
+    "upsample_bicubic2d": "use mode bilinear or nearest",
     "hardswish": "use SiLU, GELU or ReLU",
     "batch_norm": "keep its running statistics (track_running_stats=True)",
 }

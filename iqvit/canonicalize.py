@@ -11,6 +11,7 @@ from iqvit.passes.fold_biases import fold_biases
 from iqvit.passes.fold_constants import fold_constants
 from iqvit.passes.functionalize_inplace import functionalize_inplace
 from iqvit.passes.fuse_attention import fuse_attention
+from iqvit.passes.fuse_l2_norm import fuse_l2_norm
 from iqvit.passes.lower_arithmetic import lower_arithmetic
 from iqvit.passes.lower_attention_bias import lower_attention_bias
 from iqvit.passes.lower_einsum import lower_einsum
@@ -18,6 +19,7 @@ from iqvit.passes.lower_matmuls import lower_matmuls
 from iqvit.passes.lower_reductions import lower_reductions
 from iqvit.passes.lower_splits import lower_splits
 from iqvit.passes.lower_transposes import lower_transposes
+from iqvit.passes.lower_upsampling import lower_upsampling
 from iqvit.passes.lower_views import lower_views
 from iqvit.passes.merge_duplicates import merge_duplicates
 from iqvit.passes.merge_layouts import merge_layouts
@@ -39,6 +41,9 @@ def canonical_pipeline() -> list[Pass]:
         remove_identities,
         fold_constants,
         lower_einsum,
+        # Before the views, while the lengths of rows still show as broadcast.
+        fuse_l2_norm,
+        lower_upsampling,
         lower_views,
         lower_transposes,
         lower_splits,

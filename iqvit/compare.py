@@ -44,13 +44,16 @@ class NodeError:
 class Comparison:
     """What `compare` found: a row for every node, in the order of the graph.
 
-    sqnr_db is of all outputs together, `outputs` of each by name, in decibels.
+    sqnr_db is of all outputs together, `outputs` of each by name, in decibels; for an output of
+    indices (a class map) both are of the values that it was chosen from. agreement: by name of such
+    an output, the percentage of indices that are equal.
     """
 
     rows: tuple[NodeError, ...]
     sqnr_db: float
     outputs: Mapping[str, float]
     images: int
+    agreement: Mapping[str, float] = field(default_factory=dict)
 
     def worst(self, n: int = 5) -> tuple[NodeError, ...]:
         """The `n` rows of the lowest SQNR, the worst first; of equals the earlier node.
@@ -96,6 +99,24 @@ class _Pair:
         self.sums.steps = max(self.sums.steps, float((error.abs() / step).max()))
 
 
+@dataclass
+class _Indices:
+    """An output of indices, counted against the float model's."""
+
+    node: str
+    origin: str
+    equal: int = 0
+    total: int = 0
+
+    def add(self, exact: torch.Tensor, integers: torch.Tensor) -> None:
+        self.equal += int((exact == integers).sum())
+        self.total += exact.numel()
+
+    @property
+    def percent(self) -> float:
+        return 100.0 * self.equal / self.total
+
+
 def compare(
     model: CanonicalModel,
     graph: IntGraph,
@@ -105,8 +126,8 @@ def compare(
 ) -> Comparison:
     """Run both on `images` and measure every integer node that stands for a float node.
 
-    images: uint8 `[N, C, H, W]`, or an iterable of such batches. Nodes without a scale (positions,
-    indices) and the image itself are left out. progress: called as `progress("comparing", done,
+    images: uint8 `[N, C, H, W]`, or an iterable of such batches. Nodes without a scale, indices and
+    the image itself have no row. progress: called as `progress("comparing", done,
     total)`. Raises `DataError` for images of another shape or type, or none; `GraphError` where the
     graph was not made from this model.
     """
@@ -117,9 +138,20 @@ def compare(
     if not singles:
         raise DataError("no images to compare on")
     nodes = [node for node in graph if node.origin and not isinstance(node.op, Constant | Input)]
-    pairs = [_Pair(n, n.qparams, n.origin) for n in nodes if n.qparams is not None]
+    indices = _index_nodes(model)
+    pairs = [
+        _Pair(n, n.qparams, n.origin)
+        for n in nodes
+        if n.qparams is not None and n.origin not in indices
+    ]
     outputs = _output_pairs(model, graph)
-    wanted = {pair.origin for pair in (*pairs, *outputs.values())}
+    maps = {
+        name: _Indices(graph.outputs[name], node.name)
+        for name, node in model.outputs.items()
+        if node.name in indices and name in graph.outputs
+    }
+    measured = (*pairs, *outputs.values())
+    wanted = {pair.origin for pair in (*measured, *maps.values())}
     unknown = wanted - {node.name for node in model.module.graph.nodes}
     if unknown:
         raise GraphError(
@@ -130,8 +162,10 @@ def compare(
             progress("comparing", done, len(singles))
         exact = _float_values(model, image, wanted)
         integers = evaluate(graph, image, trace=True)
-        for pair in (*pairs, *outputs.values()):
+        for pair in measured:
             pair.add(exact[pair.origin], integers[pair.node.name])
+        for map_ in maps.values():
+            map_.add(exact[map_.origin], integers[map_.node])
     if progress is not None:
         progress("comparing", len(singles), len(singles))
     total = [pair.sums for pair in outputs.values()]
@@ -140,15 +174,28 @@ def compare(
         _decibels(sum(s.signal for s in total), sum(s.noise for s in total)),
         {name: pair.sums.sqnr_db for name, pair in outputs.items()},
         len(singles),
+        {name: map_.percent for name, map_ in maps.items()},
     )
 
 
+def _index_nodes(model: CanonicalModel) -> set[str]:
+    """The float nodes whose values are positions (topk: beside its values)."""
+    calls = (node for node in model.module.graph.nodes if node.op == "call_function")
+    return {n.name for n in calls if not getattr(n.meta["val"], "is_floating_point", bool)()}
+
+
 def _output_pairs(model: CanonicalModel, graph: IntGraph) -> dict[str, _Pair]:
+    """What stands for every output; for indices, the values that they were chosen from."""
+    indices = _index_nodes(model)
     pairs = {}
     for name, node in model.outputs.items():
         found = graph[graph.outputs[name]] if name in graph.outputs else None
+        origin = node.name
+        while found is not None and origin in indices and found.inputs:
+            found = graph[found.inputs[0]]
+            origin = found.origin
         if found is not None and found.qparams is not None and not isinstance(found.op, Constant):
-            pairs[name] = _Pair(found, found.qparams, node.name)
+            pairs[name] = _Pair(found, found.qparams, origin)
     if not pairs:
         raise GraphError(
             f"the graph was not made from this model: its outputs are {', '.join(graph.outputs)}, "

@@ -233,6 +233,32 @@ NETS: dict[str, tuple[Callable[[], nn.Module], set[str], float]] = {
         {"topk", "getitem", "linear"},
         30,
     ),
+    "upsampled": (
+        lambda: on_maps(
+            lambda net, x: (
+                functional.interpolate(x, scale_factor=2, mode="bilinear"),
+                functional.interpolate(x, (3, 20), mode="bilinear"),
+                functional.interpolate(x, (12, 24)),
+                net.after(functional.interpolate(x, (16, 16), mode="bilinear")),
+            ),
+            after=nn.Conv2d(6, 4, 3),
+        ),
+        {"upsample_bilinear", "upsample_nearest", "conv2d"},
+        30,
+    ),
+    "unit length": (
+        lambda: on_tokens(
+            lambda net, x: (
+                functional.normalize(net.fc(x), dim=-1, eps=0.5),
+                functional.normalize(x, dim=1) @ (x / x.norm(dim=2, keepdim=True)).mT,
+                net.after(x / x.norm(dim=-1, keepdim=True)),
+            ),
+            fc=nn.Linear(16, 12),
+            after=nn.Linear(16, 4),
+        ),
+        {"l2_normalize", "matmul", "permute"},
+        27,
+    ),
     "block": (block_net, {"layer_norm", "gelu", "add", "select"}, 28),
 }
 INDICES: dict[str, tuple[Callable[[], nn.Module], set[str]]] = {
@@ -247,6 +273,12 @@ INDICES: dict[str, tuple[Callable[[], nn.Module], set[str]]] = {
     "argmax of channels": (
         lambda: on_maps(lambda net, x: x.argmax(1, keepdim=True)),
         {"argmax"},
+    ),
+    "class map": (
+        lambda: on_maps(
+            lambda net, x: functional.interpolate(x, (16, 16), mode="bilinear").argmax(1)
+        ),
+        {"upsample_bilinear", "argmax"},
     ),
     "moved indices": (
         lambda: on_tokens(

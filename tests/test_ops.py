@@ -23,6 +23,7 @@ WITHOUT_SAMPLES = {"input", "constant"}  # supplied by whoever evaluates the gra
 TIGHT = {
     "add", "amax", "concat", "gather", "lookup", "matmul", "max_pool", "mean",
     "multiply", "permute", "requantise", "reshape", "slice",
+    "upsample_bilinear", "upsample_nearest",
 }  # fmt: skip
 MOST_SWEPT = (
     256  # tensors of a sweep: all of an 8-bit domain, a part of a 16-bit one in small tensors

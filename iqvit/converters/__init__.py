@@ -17,6 +17,7 @@ from iqvit.converters import (
     normalisation,
     pooling,
     products,
+    resizing,
     selection,
 )
 from iqvit.intgraph import Node
@@ -26,6 +27,7 @@ CONVERTERS: dict[str, Callable[[Any, fx.Node], Node]] = {
     "linear": products.linear,
     "matmul": products.matmul,
     "attention": attention.attention,
+    "l2_normalize": normalisation.l2_normalize,
     "softmax": attention.softmax,
     "layer_norm": normalisation.layer_norm,
     "gelu": activations.gelu,
@@ -44,6 +46,8 @@ CONVERTERS: dict[str, Callable[[Any, fx.Node], Node]] = {
     "amax": pooling.amax,
     "max_pool2d": pooling.max_pool2d,
     "avg_pool2d": pooling.avg_pool2d,
+    "upsample_nearest": resizing.upsample_nearest,
+    "upsample_bilinear": resizing.upsample_bilinear,
     "topk": selection.topk,
     "getitem": selection.getitem,
     "argmax": selection.argmax,

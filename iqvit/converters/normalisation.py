@@ -1,4 +1,4 @@
-"""`layer_norm`: exact square root, or I-ViT's."""
+"""`layer_norm`: exact square root, or I-ViT's; `l2_normalize`."""
 
 from typing import Any
 
@@ -8,6 +8,7 @@ from torch import fx
 from iqvit.canonical import arguments, constant
 from iqvit.intgraph import Node
 from iqvit.ops.ilayernorm import ILayerNorm
+from iqvit.ops.l2_normalize import L2Normalize
 from iqvit.ops.layernorm import LayerNorm
 
 
@@ -29,3 +30,12 @@ def layer_norm(c: Any, node: fx.Node) -> Node:
         names = ("gain", "bias")
     constants = [c.constant(node, name, value) for name, value in zip(names, values, strict=True)]
     return c.emit(node, op, [x, *constants], point.qparams)
+
+
+def l2_normalize(c: Any, node: fx.Node) -> Node:
+    """Rows of the last axis over their length."""
+    x, point = c.value(node.args[0]), c.point(node)
+    if np.any(c.qparams(x).zero_point) or c.qparams(x).per_channel:
+        raise c.fault(node, "an L2 norm reads values with one scale and zero point 0")
+    op = L2Normalize.of(float(node.args[1]), c.qparams(x), point.qparams, point.dtype)  # type: ignore[arg-type]
+    return c.emit(node, op, [x], point.qparams)

@@ -33,6 +33,9 @@ def getitem(c: Any, node: fx.Node) -> Node:
 
 
 def argmax(c: Any, node: fx.Node) -> Node:
-    """The index of the largest."""
+    """The index of the largest: a class map in uint8 where only the output takes it."""
     args, x = arguments(node), c.value(node.args[0])
-    return c.emit(node, Argmax(args["dim"], int(args["keepdim"])), [x], INDEX)
+    outward = all(user.op == "output" for user in node.users)
+    small = outward and x.type.shape[args["dim"]] <= 256
+    op = Argmax(args["dim"], int(args["keepdim"]), "uint8" if small else "int32")
+    return c.emit(node, op, [x], INDEX)

@@ -14,6 +14,7 @@ from iqvit.ops.igelu import IGelu
 from iqvit.ops.ilayernorm import ILayerNorm
 from iqvit.ops.input import Input
 from iqvit.ops.isoftmax import ISoftmax
+from iqvit.ops.l2_normalize import L2Normalize
 from iqvit.ops.layernorm import LayerNorm
 from iqvit.ops.linear import Linear
 from iqvit.ops.lookup import Lookup
@@ -33,6 +34,8 @@ from iqvit.ops.shiftmax import Shiftmax
 from iqvit.ops.slice import Slice
 from iqvit.ops.softmax import Softmax
 from iqvit.ops.topk import TopK
+from iqvit.ops.upsample_bilinear import UpsampleBilinear
+from iqvit.ops.upsample_nearest import UpsampleNearest
 
 __all__ = [
     "REGISTRY",
@@ -49,6 +52,7 @@ __all__ = [
     "ILayerNorm",
     "ISoftmax",
     "Input",
+    "L2Normalize",
     "LayerNorm",
     "Linear",
     "Lookup",
@@ -70,4 +74,6 @@ __all__ = [
     "Slice",
     "Softmax",
     "TopK",
+    "UpsampleBilinear",
+    "UpsampleNearest",
 ]

@@ -5,24 +5,31 @@ from typing import Any, ClassVar
 
 import torch
 
-from iqvit.inttype import LIMITS, IntType
+from iqvit.inttype import LIMITS, TORCH_DTYPES, IntType
 from iqvit.ops.base import Op, Sample, want
 
 
 @dataclass(frozen=True)
 class Argmax(Op):
-    """`out = argmax over axis of x`, int32; ties go to the lowest index (torch's are open)."""
+    """`out = argmax over axis of x`; ties go to the lowest index (torch's are open).
+
+    `dtype` is int32, or uint8 for at most 256 elements (a class map).
+    """
 
     NAME: ClassVar[str] = "argmax"
     axis: int
     keepdim: int
+    dtype: str = "int32"
 
     def infer(self, *args: IntType) -> IntType:
         (x,) = args
         want(0 <= self.axis < len(x.shape), f"axis {self.axis} is none of {x.shape}")
+        size = x.shape[self.axis]
+        want(self.dtype in ("int32", "uint8"), f"indices are int32 or uint8, not {self.dtype}")
+        want(self.dtype == "int32" or size <= 256, f"an index of {size} elements leaves uint8")
         rest = x.shape[self.axis + 1 :]
         kept = (1,) if self.keepdim else ()
-        return IntType("int32", (*x.shape[: self.axis], *kept, *rest), 0, x.shape[self.axis] - 1)
+        return IntType(self.dtype, (*x.shape[: self.axis], *kept, *rest), 0, size - 1)
 
     def run(self, *args: torch.Tensor) -> torch.Tensor:
         x = args[0].to(torch.int64)
@@ -31,7 +38,7 @@ class Argmax(Op):
         shape[self.axis] = size
         # One key orders by value, then by lowest index, so the result is unique.
         key = x * size + (size - 1 - torch.arange(size).reshape(shape))
-        return key.argmax(self.axis, keepdim=bool(self.keepdim)).to(torch.int32)
+        return key.argmax(self.axis, keepdim=bool(self.keepdim)).to(TORCH_DTYPES[self.dtype])
 
     def lower(self, bb: Any, args: list[Any], types: list[IntType], out: IntType) -> Any:
         from iqvit.ops import te
@@ -56,7 +63,7 @@ class Argmax(Op):
                 from iqvit.ops.te import tirx
 
                 rest = tirx.floormod(best(*i), te.const64(size))
-                return (te.const64(size - 1) - rest).astype("int32")
+                return (te.const64(size - 1) - rest).astype(self.dtype)
 
             return tvm_te.compute(out.shape, index_of, "index")
 
@@ -68,4 +75,5 @@ class Argmax(Op):
         return [
             Sample(cls(2, 0), (x,)),
             Sample(cls(1, 1), (IntType("int8", (2, 5, 3), *LIMITS["int8"]),)),
+            Sample(cls(1, 0, "uint8"), (IntType("int32", (1, 256, 3), -2, 2),)),
         ]

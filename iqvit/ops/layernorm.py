@@ -31,9 +31,13 @@ def _norm_bound(count: int, extra: int) -> int:
 def _affine_integers(
     ratio: np.ndarray, offset: np.ndarray, bound: int
 ) -> tuple[np.ndarray, np.ndarray, int]:
-    """Gain, bias and shift with the most bits for which `t * gain + bias` stays in int32."""
-    for bits in range(24, 0, -1):
-        g, shift = multipliers(ratio, bits)
+    """Gain, bias and shift with the most bits for which `t * gain + bias` stays in int32.
+
+    A gain that is vanishing beside the bias loses its bits to it, down to none.
+    """
+    _, most = multipliers(ratio, 24)
+    for shift in range(most if np.any(ratio) else 62, 0, -1):
+        g = np.floor(ratio * 2.0**shift + 0.5)
         b = np.floor(offset * 2.0**shift + 0.5)
         if np.max(np.abs(b) + bound * np.abs(g)) + 2.0 ** (shift - 1) < 2**31:
             return g.astype(np.int32), b.astype(np.int32), shift
@@ -197,11 +201,24 @@ class LayerNorm(Op):
             ),
             (64, "int8", QParams.of(0.05), "int16", QParams.of(0.001), 1e-12),
         ]
-        return [_sample(rng, *case) for case in cases]
+        # Few channels (a mask decoder's classes), gains that vanish or dwarf their biases.
+        few = [
+            (11, 1.0, 1.0, QParams.of(0.0005)),
+            (19, 1e-7, 10.0, QParams.of(0.0005)),
+            (150, 0.0, 3.0, QParams.of(0.0005)),
+            (2, 1e4, 1.0, QParams.of(1.0)),
+        ]
+        return [
+            *(_sample(rng, *case) for case in cases),
+            *(
+                _sample(rng, count, "int16", QParams.of(0.00005), "int16", qout, 1e-5, gain, bias)
+                for count, gain, bias, qout in few
+            ),
+        ]
 
 
-def _sample(rng, count, kind, qin, dtype, qout, eps) -> Sample:
-    gain, bias = rng.uniform(-2, 2, count), rng.uniform(-1, 1, count)
+def _sample(rng, count, kind, qin, dtype, qout, eps, gains=1.0, biases=1.0) -> Sample:
+    gain, bias = rng.uniform(-2, 2, count) * gains, rng.uniform(-1, 1, count) * biases
     x = IntType(kind, (1, 40, count), *LIMITS[kind])
     op, g, b = LayerNorm.of(x, qin, gain, bias, eps, qout, dtype)
     weight, offset = torch.from_numpy(gain), torch.from_numpy(bias)
