@@ -9,7 +9,9 @@ from iqvit.ops.base import REGISTRY, Op, Sample
 from iqvit.ops.concat import Concat
 from iqvit.ops.constant import Constant
 from iqvit.ops.conv2d import Conv2d
+from iqvit.ops.deform_attention import DeformAttention
 from iqvit.ops.gather import Gather
+from iqvit.ops.grid_sample import GridSample
 from iqvit.ops.igelu import IGelu
 from iqvit.ops.ilayernorm import ILayerNorm
 from iqvit.ops.input import Input
@@ -47,7 +49,9 @@ __all__ = [
     "Concat",
     "Constant",
     "Conv2d",
+    "DeformAttention",
     "Gather",
+    "GridSample",
     "IGelu",
     "ILayerNorm",
     "ISoftmax",
