@@ -11,7 +11,6 @@ from iqvit.errors import ModelError
 from iqvit.models.float_model import FloatModel, Request, building
 from iqvit.models.segmenter import (
     DECODERS,
-    HEADS,
     ClassMap,
     Segmenter,
     SegmenterConfig,
@@ -26,6 +25,7 @@ from iqvit.models.segmenter_folder import (
     load_whole,
 )
 from iqvit.models.vit import ViTEncoder
+from iqvit.models.vit_loading import HEADS
 from iqvit.models.weights import Weights
 
 HEAD_WIDTH = 64

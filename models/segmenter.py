@@ -23,14 +23,13 @@ from iqvit.models.vit import (
     require_heads,
     resample_positions,
 )
-from iqvit.models.weights import Weights, load_weights
+from iqvit.models.vit_loading import load_vit_encoder
+from iqvit.models.weights import Weights
 
 DECODERS = ("linear", "mask")
 MOST_CLASSES = 255
 """A class map is uint8, and 255 marks pixels to ignore in annotations."""
 POSITIONS = "encoder.pos_embed"
-HEADS = ("head.", "head_dist.", "fc_norm.", "pre_logits.")
-"""Weights of a classifier that a segmenter has no use for."""
 
 
 @dataclass(frozen=True)
@@ -234,21 +233,4 @@ def load_encoder(segmenter: Segmenter, weights: Weights) -> tuple[str, ...]:
     The classifier's head is left out, and the position embedding of a square image is resampled to
     the segmenter's grid. Raises ModelError for other missing, unexpected or wrongly shaped weights.
     """
-    tensors = {k: t for k, t in weights.tensors.items() if not k.startswith(HEADS)}
-    notes: list[str] = []
-    if len(tensors) < len(weights.tensors):
-        notes.append("the classifier's head is left out")
-    config = segmenter.config
-    position = tensors.get("pos_embed")
-    if position is not None and position.dim() == 3 and position.shape[1] != config.encoder.tokens:
-        side = math.isqrt(max(0, position.shape[1] - 1))
-        if side * side != position.shape[1] - 1:
-            raise ModelError(
-                f"{weights.source}: a position embedding of {position.shape[1]} tokens is not a "
-                "class token and a square of patches"
-            )
-        tensors["pos_embed"] = resample_positions(position.float(), (side, side), config.grid)
-        rows, columns = config.grid
-        notes.append(f"position embedding resampled from {side}x{side} to {rows}x{columns} patches")
-    found = load_weights(segmenter.encoder, Weights(tensors, weights.source, weights.notes))
-    return (*found, *notes)
+    return load_vit_encoder(segmenter.encoder, weights)

@@ -25,9 +25,10 @@ from iqvit.models.rtdetr.folder import DetectorCard, load_detector, save_detecto
 from iqvit.models.rtdetr.loading import load_rtdetr_weights
 from iqvit.models.rtdetr.model import Detections, RTDetr
 from iqvit.models.rtdetr.names import to_our_names
-from iqvit.models.rtdetr.pyramid import ViTPyramid, load_vit_encoder
+from iqvit.models.rtdetr.pyramid import ViTPyramid
 from iqvit.models.rtdetr.training import Denoising, detection_loss, training_forward
 from iqvit.models.vit import ViT, ViTConfig
+from iqvit.models.vit_loading import load_vit_encoder
 from iqvit.models.weights import Weights, read_weights
 
 SMALL = RTDetrConfig(
@@ -293,8 +294,11 @@ def test_training_without_objects_or_denoising():
     assert detection_loss(outputs, labels)[1]["loss_bbox"] > 0
 
 
-@pytest.mark.parametrize("config", [SMALL, SMALL_VIT], ids=["resnet", "vit"])
-@pytest.mark.parametrize("sampling", ["default", "discrete"])
+@pytest.mark.parametrize(
+    ("config", "sampling"),
+    [(SMALL, "discrete"), (SMALL_VIT, "default")],
+    ids=["resnet", "vit"],
+)
 def test_captures_as_it_runs(config: RTDetrConfig, sampling: str):
     config = replace(config, sampling=sampling, rep_blocks=1)
     model = Detections(random_model(config), top=20).eval()
@@ -378,14 +382,20 @@ def test_the_linear_layer_is_a_transposed_convolution():
 def test_timm_weights_go_into_the_vit_and_are_resampled():
     classifier = ViT(ViTConfig(image_size=64, width=24, depth=1, heads=3, classes=7))
     backbone = ViTPyramid(PyramidConfig(width=24, depth=1, heads=3), (64, 96))
-    notes = load_vit_encoder(backbone, Weights(classifier.state_dict(), "vit.safetensors"))
+    notes = load_vit_encoder(backbone.vit, Weights(classifier.state_dict(), "vit.safetensors"))
     assert any("from 4x4 to 4x6" in note for note in notes)
     got, expected = backbone.vit.state_dict(), classifier.state_dict()
     assert torch.equal(got["blocks.0.attn.qkv.weight"], expected["blocks.0.attn.qkv.weight"])
     assert torch.equal(got["pos_embed"][:, 0], expected["pos_embed"][:, 0])
     bad = classifier.state_dict() | {"pos_embed": torch.zeros(1, 12, 24)}
+    # As many patches, but in another shape.
+    oblong = ViTPyramid(PyramidConfig(width=24, depth=1, heads=3), (32, 128))
+    notes = load_vit_encoder(oblong.vit, Weights(classifier.state_dict(), "vit.safetensors"))
+    assert any("from 4x4 to 2x8" in note for note in notes)
+    own = load_vit_encoder(backbone.vit, Weights(backbone.vit.state_dict(), "own.safetensors"))
+    assert own == ()
     with pytest.raises(ModelError, match="12 tokens is not a class token and a square"):
-        load_vit_encoder(backbone, Weights(bad, "vit.safetensors"))
+        load_vit_encoder(backbone.vit, Weights(bad, "vit.safetensors"))
 
 
 def test_a_folder_comes_back_and_at_another_size(tmp_path):
