@@ -1,4 +1,4 @@
-"""`iqvit predict`: the best classes of images."""
+"""`iqvit predict`: the best classes of images, or the class of every pixel."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -8,35 +8,74 @@ import typer
 from iqvit.commands import screen
 from iqvit.commands.options import MODEL_HELP, Json, SkipBad, Weights
 from iqvit.commands.outputs import require_file, write_metrics
-from iqvit.commands.subject import open_subject
+from iqvit.commands.predict_maps import predict_maps
+from iqvit.commands.segmenting import WindowStride
+from iqvit.commands.subject import SEGMENTATION, Subject, open_subject
 from iqvit.errors import DataError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+DEFAULT_TOP = 5
+
 
 def predict(
     model: Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)],
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files.")],
-    top: Annotated[int, typer.Option("--top", metavar="K", min=1, help="Classes to show.")] = 5,
+    top: Annotated[
+        int | None,
+        typer.Option(
+            "--top", metavar="K", min=1, help=f"Classes of an image to show; {DEFAULT_TOP}."
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", metavar="DIR", help="Where class maps go; for a segmentation model."
+        ),
+    ] = None,
+    window_stride: WindowStride = None,
     weights: Weights = None,
     skip_bad: SkipBad = False,
     json: Json = None,
 ) -> None:
-    """Show the best classes of each image, with the integer scores that ranked them.
+    """Show the best classes of each image, or the class of each of its pixels.
 
     \b
-    Example:
+    Examples:
       iqvit predict artifact/ cat.jpg dog.jpg --top 3
+      iqvit predict segmentation-artifact/ street.png -o maps/
 
-    `score` is the integer that the program computed, `value` the real number it stands for. Equal
-    scores are ordered by class. Next: `iqvit eval imagenet` for many images with known classes.
+    A classifier: `score` is the integer that the program computed, `value` the real number it
+    stands for. Equal scores are ordered by class. A segmenter: DIR/NAME.classes.png holds the class
+    indices at the image's own size (grey, 8 bits), DIR/NAME.overlay.png shows them over the image
+    with a legend. Next: `iqvit eval` for many images with known classes.
     """
     require_file(json)
-    subject = open_subject(model, weights=weights)
-    preprocess = subject.preprocess
+    # Of float models only segmenters can slide, so that others refuse it when they are opened.
+    subject = open_subject(model, weights=weights, logits=window_stride is not None)
+    if subject.task == SEGMENTATION:
+        _refuse({"--top": top}, subject)
+        metrics = predict_maps(subject, images, output, window_stride, skip_bad)
+    else:
+        _refuse({"--output": output, "--window-stride": window_stride}, subject)
+        metrics = predict_classes(subject, images, top or DEFAULT_TOP, skip_bad)
+    write_metrics(json, metrics)
+
+
+def _refuse(options: dict[str, object], subject: Subject) -> None:
+    given = [name for name, value in options.items() if value is not None]
+    if given:
+        raise DataError(f"{given[0]} says nothing about {subject.name}, a {subject.task} model")
+
+
+def predict_classes(
+    subject: Subject, images: list[Path], top: int, skip_bad: bool
+) -> dict[str, object]:
+    """Print the best classes of every image; returns the metrics."""
     from iqvit.eval.preprocess import batches
 
+    preprocess = subject.preprocess
     skipped: list[DataError] = []
     rows = []
     metrics: dict[str, object] = {}
@@ -58,9 +97,8 @@ def predict(
         screen.note(f"skipped: {error}")
     if not rows:
         raise DataError(f"none of {len(images)} images could be read")
-    counts = {"images": len(images) - len(skipped), "skipped": len(skipped)}
-    write_metrics(json, {**counts, **metrics})
     screen.table(("image", "rank", "class", "label", "score", "value"), rows)
+    return {"images": len(images) - len(skipped), "skipped": len(skipped), **metrics}
 
 
 def best_classes(scores: "Tensor", count: int) -> list[int]:
