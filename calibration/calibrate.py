@@ -8,7 +8,7 @@ from torch import fx
 
 from iqvit.calibrated import Calibrated
 from iqvit.calibration.observers import Observer
-from iqvit.calibration.plan import Plan, make_plan, values
+from iqvit.calibration.plan import Plan, make_plan, read_bounded, values
 from iqvit.calibration.recipe import Recipe
 from iqvit.calibration.sweep import Sweep
 from iqvit.canonical import CanonicalModel, constant, op_of
@@ -85,6 +85,7 @@ def observe(
         for name, settings in plan.settings.items()
         if name in plan.group and settings.observer != "minmax"
     }
+    counted |= {plan.group[node.name] for node in values(model) if read_bounded(plan, node)}
     observers = {
         node.name: Observer(plan.group[node.name] in counted, node.name) for node in values(model)
     }

@@ -8,6 +8,7 @@ import torch
 from iqvit.errors import DataError
 
 BINS = 4096
+BOUNDS, BOUND_RATIO = 64, 0.95  # candidates of lambda: the largest value seen, down to 1/25 of it
 
 
 class Observer:
@@ -96,6 +97,25 @@ def span(observer: Observer, kind: str, percentile: float, symmetric: bool) -> S
         value = loss(observer, candidate)
         if value < best_loss:
             best, best_loss = candidate, value
+    return best
+
+
+def gelu_bound(observer: Observer) -> float:
+    """The clipping bound lambda of 8-bit GELU inputs: the one whose 127 steps either side of 0 give
+    GELU's output the smallest squared error over everything seen."""
+    largest = max(-observer.least, observer.most, 1e-9)
+    if observer.counts is None or observer.limit == 0.0:
+        return largest
+    centres = observer.centres()
+    wanted = torch.nn.functional.gelu(centres)
+    best, best_loss = largest, math.inf
+    for power in range(BOUNDS):
+        bound = largest * BOUND_RATIO**power
+        rounded = torch.round(centres / bound * 127).clamp(-127, 127) * bound / 127
+        error = torch.nn.functional.gelu(rounded) - wanted
+        loss = float((observer.counts * error**2).sum())
+        if loss < best_loss:
+            best, best_loss = bound, loss
     return best
 
 

@@ -23,9 +23,11 @@ RESIDUAL_READERS = frozenset({"add", "layer_norm"}) | LAYOUT
 RESIDUAL_BITS = 20
 READS_8 = frozenset({"sigmoid", "tanh"})
 # Published forms of 8-bit values.
-FORMS_OF_8 = frozenset({"shiftgelu", "shiftmax"})
+FORMS_OF_8 = frozenset({"shiftgelu", "lambda_shiftgelu", "shiftmax"})
 # Published forms of values with zero point 0.
-SYMMETRIC_FORMS = frozenset({"igelu", "shiftgelu"})
+SYMMETRIC_FORMS = frozenset({"igelu", "shiftgelu", "lambda_shiftgelu"})
+# Forms of 8-bit values whose range is chosen for the error of GELU's output.
+BOUNDED_FORMS = frozenset({"lambda_shiftgelu"})
 DEFAULT_APPROXIMATION = {
     "gelu": "lut",
     "silu": "lut",
@@ -169,6 +171,12 @@ def reads_symmetric(user: fx.Node, settings: Settings) -> bool:
     if operator == "gelu":
         return settings.approximation in SYMMETRIC_FORMS
     return operator in ("attention", "matmul", "l2_normalize")
+
+
+def read_bounded(plan: Plan, node: fx.Node) -> bool:
+    """Whether a reader clips the value at a bound of its own."""
+    readers = [user for user in node.users if user.op == "call_function"]
+    return any(plan.approximation(user) in BOUNDED_FORMS for user in readers)
 
 
 def _check_image(model: CanonicalModel) -> None:

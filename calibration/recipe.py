@@ -12,7 +12,7 @@ from iqvit.errors import RecipeError
 
 OBSERVERS = ("minmax", "percentile", "mse", "entropy")
 APPROXIMATIONS: dict[str, tuple[str, ...]] = {
-    "gelu": ("lut", "igelu", "shiftgelu"),
+    "gelu": ("lut", "igelu", "shiftgelu", "lambda_shiftgelu"),
     "silu": ("lut",),
     "sigmoid": ("lut",),
     "tanh": ("lut",),

@@ -11,12 +11,13 @@ from torch import fx
 
 from iqvit.calibrated import Calibrated, Point, Weight
 from iqvit.calibration.equalise import channel_qparams, row_qparams, row_snap, search, snap
-from iqvit.calibration.observers import Observer, span
+from iqvit.calibration.observers import Observer, gelu_bound, span
 from iqvit.calibration.plan import (
     LAYOUT,
     Plan,
     equalisable,
     one_sided,
+    read_bounded,
     reads_narrow,
     reads_symmetric,
     values,
@@ -127,6 +128,9 @@ class Sweep:
         readers = [u for n in nodes for u in n.users if u.op == "call_function"]
         signed = any(reads_symmetric(u, self._settings(u)) for u in readers) or not readers
         narrow = _point8(seen, settings, signed)
+        if any(read_bounded(self.plan, node) for node in nodes):
+            bound = max(gelu_bound(observer) for observer in seen)
+            narrow = Point("int8", QParams.of(bound / 127))
         if not self.plan.wide[key]:
             return narrow, None
         largest = max(max(-o.least, o.most) for o in seen)

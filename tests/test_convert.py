@@ -383,6 +383,7 @@ APPROXIMATIONS: dict[str, tuple[Callable[[], nn.Module], dict[str, dict[str, obj
         18,
     ),
     "shiftgelu": (NETS["gelu"][0], {"gelu": {"approximation": "shiftgelu"}}, 15),
+    "lambda_shiftgelu": (NETS["gelu"][0], {"gelu": {"approximation": "lambda_shiftgelu"}}, 20),
     "lut of 8 bits": (NETS["gelu"][0], {"gelu": {"approximation": "lut", "input_bits": 8}}, 25),
     "silu lut of 8 bits": (NETS["silu"][0], {"silu": {"input_bits": 8}}, 25),
     "lut of 8 bits by channel": (

@@ -9,17 +9,21 @@ from torch import fx
 from iqvit.intgraph import Node
 from iqvit.inttype import LIMITS
 from iqvit.ops.igelu import IGelu
+from iqvit.ops.lambda_shiftgelu import LambdaShiftGelu
 from iqvit.ops.lookup import Lookup, make_table
 from iqvit.ops.rectified import FUNCTIONS, Rectified
 from iqvit.ops.requantise import Requantise
 from iqvit.ops.shiftgelu import ShiftGelu
 
+Published = type[IGelu] | type[ShiftGelu] | type[LambdaShiftGelu]
+PUBLISHED: dict[str, Published] = {op.NAME: op for op in (IGelu, ShiftGelu, LambdaShiftGelu)}
+
 
 def gelu(c: Any, node: fx.Node) -> Node:
     """GELU, exact or in the tanh form; the published approximations stand for both."""
     chosen = c.calibrated.approximations[node.name]
-    if chosen in ("igelu", "shiftgelu"):
-        return _published(c, node, IGelu if chosen == "igelu" else ShiftGelu)
+    if chosen in PUBLISHED:
+        return _published(c, node, PUBLISHED[chosen])
     return _gated(c, node, "gelu_tanh" if node.args[1] == "tanh" else "gelu")
 
 
@@ -56,8 +60,8 @@ def _gated(c: Any, node: fx.Node, function: str) -> Node:
     return c.emit(node, op, [x, *constants], point.qparams)
 
 
-def _published(c: Any, node: fx.Node, kind: type[IGelu] | type[ShiftGelu]) -> Node:
-    read = c.narrow if kind is ShiftGelu else c.value
+def _published(c: Any, node: fx.Node, kind: Published) -> Node:
+    read = c.value if kind is IGelu else c.narrow
     x, point = read(node.args[0]), c.point(node)
     if c.qparams(x).zero_point:
         raise c.fault(node, f"{kind.NAME} reads values with zero point 0")

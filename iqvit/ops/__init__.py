@@ -17,6 +17,7 @@ from iqvit.ops.ilayernorm import ILayerNorm
 from iqvit.ops.input import Input
 from iqvit.ops.isoftmax import ISoftmax
 from iqvit.ops.l2_normalize import L2Normalize
+from iqvit.ops.lambda_shiftgelu import LambdaShiftGelu
 from iqvit.ops.layernorm import LayerNorm
 from iqvit.ops.linear import Linear
 from iqvit.ops.lookup import Lookup
@@ -57,6 +58,7 @@ __all__ = [
     "ISoftmax",
     "Input",
     "L2Normalize",
+    "LambdaShiftGelu",
     "LayerNorm",
     "Linear",
     "Lookup",
