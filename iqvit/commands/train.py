@@ -192,8 +192,9 @@ class Teller:
         line = "  ".join(f"{name} {value:.4g}" for name, value in row.items())
         print(line, file=sys.stderr, flush=True)
         write_atomically(self.folder / "history.json", json.dumps(history, indent=1).encode())
-        drawn = write_curves(self.folder / "curves.png", history, self.metric)
-        if not drawn and len(history) == 1:
+        if self.metric not in row:
+            return
+        if not write_curves(self.folder / "curves.png", history, self.metric):
             screen.note("no curves.png without matplotlib: pip install 'iqvit[train]'")
 
 
