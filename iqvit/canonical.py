@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from iqvit.capture import Source
 from iqvit.errors import UnsupportedOp, node_message
+from iqvit.sampling import deformable_attention, grid_sample
 
 aten = torch.ops.aten
 
@@ -26,6 +27,11 @@ def attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     A function of its own because `scaled_dot_product_attention` takes the scale by keyword.
     """
     return functional.scaled_dot_product_attention(q, k, v, scale=scale)
+
+
+def take_rows(x: Tensor, index: Tensor) -> Tensor:
+    """Rows of x [1,N,C] by int64 indices [1,K] -> [1,K,C]."""
+    return x[:, index[0]]
 
 
 def gelu(x: Tensor, approximate: str) -> Tensor:
@@ -113,6 +119,7 @@ KINDS: dict[str, Callable[[Any], bool]] = {
     "indices": lambda v: isinstance(v, list) and all(_is_int(i) and i >= 0 for i in v),
     "bool": lambda value: isinstance(value, bool),
     "float": lambda value: isinstance(value, float),
+    "floats": lambda v: isinstance(v, list) and all(isinstance(x, float) for x in v),
     "str": lambda value: isinstance(value, str),
     "int?": lambda value: value is None or _is_int(value),
 }
@@ -169,6 +176,10 @@ def _from_topk(pair: fx.Node, **_: Any) -> str | None:
     return None if pair.target is aten.topk.default else f"indexes {pair.name}, which is not topk"
 
 
+def _computed_rows(index: fx.Node, **_: Any) -> str | None:
+    return "takes constant rows; index the tensor with slices" if is_constant(index) else None
+
+
 _POOL = {"kernel": "ints", "stride": "ints", "padding": "ints"}
 _RESIZE = {"x": "tensor", "size": "indices"}
 _PAIR = {"a": "tensor", "b": "tensor"}
@@ -219,6 +230,7 @@ OPS: dict[Callable[..., Any], CanonicalOp] = {
         CanonicalOp("relu", aten.relu.default, {"x": "tensor"}),
         CanonicalOp("sigmoid", aten.sigmoid.default, {"x": "tensor"}),
         CanonicalOp("tanh", aten.tanh.default, {"x": "tensor"}),
+        CanonicalOp("clamp", aten.clamp.default, {"x": "tensor", "lo": "float", "hi": "float"}),
         CanonicalOp("add", aten.add.Tensor, _PAIR, _constant_second),
         CanonicalOp("mul", aten.mul.Tensor, _PAIR, _constant_second),
         CanonicalOp("cat", aten.cat.default, {"tensors": "tensors", "dim": "index"}),
@@ -259,6 +271,19 @@ OPS: dict[Callable[..., Any], CanonicalOp] = {
             "argmax", aten.argmax.default, {"x": "tensor", "dim": "index", "keepdim": "bool"}
         ),
         CanonicalOp("getitem", getitem, {"pair": "tensor", "index": "index"}, _from_topk),
+        CanonicalOp("take_rows", take_rows, {"x": "tensor", "index": "tensor"}, _computed_rows),
+        CanonicalOp("grid_sample", grid_sample, {"x": "tensor", "grid": "tensor", "mode": "str"}),
+        CanonicalOp(
+            "deformable_attention",
+            deformable_attention,
+            {
+                **dict.fromkeys(("value", "boxes", "offsets", "logits"), "tensor"),
+                "shapes": "indices",
+                "points": "indices",
+                "factors": "floats",
+                "mode": "str",
+            },
+        ),
     )
 }
 

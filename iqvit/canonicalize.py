@@ -8,13 +8,17 @@ from iqvit.canonical import CanonicalModel, check
 from iqvit.capture import CapturedModel
 from iqvit.passes.fold_batch_norm import fold_batch_norm
 from iqvit.passes.fold_biases import fold_biases
+from iqvit.passes.fold_constant_writes import fold_constant_writes
 from iqvit.passes.fold_constants import fold_constants
 from iqvit.passes.functionalize_inplace import functionalize_inplace
 from iqvit.passes.fuse_attention import fuse_attention
+from iqvit.passes.fuse_deformable import fuse_deformable
 from iqvit.passes.fuse_l2_norm import fuse_l2_norm
+from iqvit.passes.fuse_logit import fuse_logit
 from iqvit.passes.lower_arithmetic import lower_arithmetic
 from iqvit.passes.lower_attention_bias import lower_attention_bias
 from iqvit.passes.lower_einsum import lower_einsum
+from iqvit.passes.lower_gathers import lower_gathers
 from iqvit.passes.lower_matmuls import lower_matmuls
 from iqvit.passes.lower_reductions import lower_reductions
 from iqvit.passes.lower_splits import lower_splits
@@ -37,9 +41,14 @@ def canonical_pipeline() -> list[Pass]:
     """The passes in order; each edits the graph in place."""
     return [
         # First, while copies and views still show what shares memory.
+        fold_constant_writes,
         functionalize_inplace,
         remove_identities,
         fold_constants,
+        # While the layouts of the model still show.
+        fuse_deformable,
+        fuse_logit,
+        lower_gathers,
         lower_einsum,
         # Before the views, while the lengths of rows still show as broadcast.
         fuse_l2_norm,

@@ -9,7 +9,7 @@ import re
 import sys
 import sysconfig
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
@@ -26,6 +26,7 @@ from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
+from iqvit.capture_cleanup import drop_assertions, keep_outputs
 from iqvit.errors import CaptureError, node_message
 
 # What a model's own Python may raise while it is traced; torch's export errors are RuntimeErrors.
@@ -90,17 +91,22 @@ def capture(
     *,
     mean: tuple[float, ...],
     std: tuple[float, ...],
+    outputs: Sequence[str] | None = None,
 ) -> CapturedModel:
     """Export `model` for one image of `input_shape` (1, C, H, W), in eval mode.
 
-    The model is left as it was. Raises CaptureError for an impossible request, for a model that
-    does not export (data-dependent control flow above all) and for data-dependent shapes.
+    outputs: the names of those that are wanted, of a model that returns a dict or data class
+    (None: all of them). The model is left as it was. Raises CaptureError for an impossible request,
+    for a model that does not export (data-dependent control flow above all) and for data-dependent
+    shapes.
     """
     _check_request(model, input_shape, mean, std)
     with _inference_mode(model):
         program = _export(model, input_shape)
     names = _output_names(program)
     module = _lift(program)
+    names = keep_outputs(module.graph, names, outputs)
+    drop_assertions(module.graph)
     _check_static(module.graph)
     sources = {node.name: node.meta["source"] for node in module.graph.nodes}
     return CapturedModel(module, input_shape, tuple(mean), tuple(std), names, sources)

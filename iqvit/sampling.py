@@ -43,7 +43,7 @@ def deformable_attention(
     queries, samples = boxes.shape[1], sum(points)
     heads = logits.shape[-1] // samples
     values = value.reshape(value.shape[1], heads, -1).permute(1, 2, 0)
-    scale = torch.tensor(factors, dtype=boxes.dtype).reshape(1, 1, samples, 1)
+    scale = boxes.new_tensor(factors).reshape(1, 1, samples, 1)
     moved = offsets.reshape(queries, heads, samples, 2).transpose(0, 1) * scale
     places = boxes[0, None, :, None, :2] + moved * boxes[0, None, :, None, 2:]
     weights = logits.reshape(queries, heads, samples).transpose(0, 1).softmax(-1)
