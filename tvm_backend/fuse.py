@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from iqvit.intgraph import IntGraph, Node
 from iqvit.ops.add import Add
+from iqvit.ops.argmax import Argmax
 from iqvit.ops.attention import Attention
 from iqvit.ops.constant import Constant
 from iqvit.ops.conv2d import Conv2d
@@ -17,11 +18,20 @@ from iqvit.ops.rectified import Rectified
 from iqvit.ops.requantise import Requantise
 from iqvit.ops.reshape import Reshape
 from iqvit.ops.row_linear import RowLinear
+from iqvit.ops.upsample_bilinear import UpsampleBilinear
+from iqvit.tvm_backend.channels_last import ChannelsLast
 
 # What may follow a kind of operator in its kernel, element by element or by address only.
 ELEMENTWISE = (Rectified, Multiply, Requantise, Add)
 MOVES = (Permute, Reshape)
-FOLLOWERS = {Linear: ELEMENTWISE, RowLinear: ELEMENTWISE, Attention: MOVES, Conv2d: MOVES}
+FOLLOWERS = {
+    Linear: ELEMENTWISE,
+    RowLinear: ELEMENTWISE,
+    Attention: MOVES,
+    Conv2d: MOVES,
+    UpsampleBilinear: (Argmax,),
+    ChannelsLast: ELEMENTWISE,
+}
 
 
 @dataclass(frozen=True)
@@ -69,6 +79,7 @@ def _followers(head: Node, readers: dict[str, Node], taken: set[str]) -> Iterato
     node = head
     while node.name in readers and isinstance(readers[node.name].op, allowed):
         node = readers[node.name]
-        if node.type.size != head.type.size or node.name in taken:
+        shrinks = node.type.size != head.type.size and not isinstance(node.op, Argmax)
+        if shrinks or node.name in taken:
             return
         yield node

@@ -9,9 +9,11 @@ from iqvit.ops.attention import Attention
 from iqvit.ops.base import Op
 from iqvit.ops.concat import Concat
 from iqvit.ops.conv2d import Conv2d
+from iqvit.ops.l2_normalize import L2Normalize
 from iqvit.ops.layernorm import LayerNorm
 from iqvit.ops.linear import Linear
 from iqvit.ops.lookup import Lookup
+from iqvit.ops.matmul import Matmul
 from iqvit.ops.multiply import Multiply
 from iqvit.ops.permute import Permute
 from iqvit.ops.rectified import Rectified
@@ -21,14 +23,20 @@ from iqvit.ops.row_linear import RowLinear
 from iqvit.ops.row_peak import RowPeak
 from iqvit.ops.row_quantise import RowQuantise
 from iqvit.ops.slice import Slice
+from iqvit.ops.upsample_bilinear import UpsampleBilinear
+from iqvit.tvm_backend.channels_last import ChannelsLast
 from iqvit.tvm_backend.fuse import Group, groups
 from iqvit.tvm_backend.kernels.attention import attention
 from iqvit.tvm_backend.kernels.call import Call
+from iqvit.tvm_backend.kernels.conv import channels_last
+from iqvit.tvm_backend.kernels.class_map import class_map
 from iqvit.tvm_backend.kernels.copies import concat, strided_copy
 from iqvit.tvm_backend.kernels.elementwise import elementwise
 from iqvit.tvm_backend.kernels.isa import Isa
+from iqvit.tvm_backend.kernels.l2_normalize import l2_normalize
 from iqvit.tvm_backend.kernels.layernorm import layernorm
 from iqvit.tvm_backend.kernels.linear import linear, portable_linear
+from iqvit.tvm_backend.kernels.matmul import matmul
 from iqvit.tvm_backend.kernels.patches import patch_embedding
 from iqvit.tvm_backend.kernels.rows import row_linear, row_peak, row_quantise
 from iqvit.tvm_backend.targets import Target
@@ -45,7 +53,11 @@ FAST: dict[type[Op], Callable[[IntGraph, Group, Isa], Call | None]] = {
     Requantise: elementwise,
     Attention: attention,
     LayerNorm: layernorm,
+    ChannelsLast: channels_last,
     Conv2d: patch_embedding,
+    L2Normalize: l2_normalize,
+    Matmul: matmul,
+    UpsampleBilinear: class_map,
     Permute: strided_copy,
     Slice: strided_copy,
     Concat: concat,

@@ -76,7 +76,9 @@ class Extra:
 
 
 @dataclass(frozen=True)
-class _Kernel:
+class Kernel:
+    """A kernel that is being written: what it computes, for what, and its parameters."""
+
     gemm: Gemm
     isa: Isa
     x: Buffer
@@ -90,10 +92,12 @@ class _Kernel:
 
     @property
     def groups(self) -> int:
+        """Groups of K that one `dot` takes."""
         return -(-self.gemm.k // self.isa.group)
 
     @property
     def panels(self) -> int:
+        """Panels of columns."""
         return -(-self.gemm.n // self.isa.panel)
 
     @property
@@ -126,30 +130,31 @@ def gemm_kernel(
         if gemm.requant is not None:
             shape = (panels, isa.vectors, 3, isa.lanes)
             mult = T.arg("mult", T.buffer(shape, "int32"))
-            scalars = _scalars(gemm, gemm.requant)
+            scalars = scalars_arg(gemm, gemm.requant)
         buffers = tuple(T.arg(e.name, T.buffer(e.shape, e.dtype)) for e in extras)
         out = T.arg("out", T.buffer(gemm.out_shape or (gemm.m, gemm.n), gemm.out_dtype))
         rows = T.decl_buffer((gemm.m, gemm.k), gemm.x_dtype, data=x.data)
         columns = T.decl_buffer((gemm.m, gemm.n), gemm.out_dtype, data=out.data)
-        kernel = _Kernel(gemm, isa, rows, weight, bias, mult, scalars, buffers, columns, epilogue)
+        kernel = Kernel(gemm, isa, rows, weight, bias, mult, scalars, buffers, columns, epilogue)
         _emit_tasks(kernel)
     return builder.get()
 
 
-def _scalars(gemm: Gemm, requant: Requant) -> Scalars:
+def scalars_arg(gemm: Gemm, requant: Requant) -> Scalars:
+    """The numbers of the requantisation: constants, or a parameter that is declared here."""
     if not gemm.given:
         return constants_of(requant)
     numbers = T.arg("scalars", T.buffer((3,), "int64"))
     return Scalars(numbers[0], numbers[1], numbers[2])
 
 
-def _emit_tasks(kernel: _Kernel) -> None:
+def _emit_tasks(kernel: Kernel) -> None:
     # A task is one block of rows against one stretch of panels. All blocks of rows pass over a
     # stretch before the next begins, so its weights are read from L2, not from L3.
     gemm, isa = kernel.gemm, kernel.isa
     full, tail = divmod(gemm.m, isa.rows)
     blocks = full + (tail > 0)
-    stretch = _stretch(kernel, blocks)
+    stretch = stretch_of(kernel, blocks)
     stretches = -(-kernel.panels // stretch)
     with T.parallel(blocks * stretches) as task:
         block = T.Bind(task % blocks)
@@ -168,7 +173,8 @@ def _emit_tasks(kernel: _Kernel) -> None:
                 _emit_block(kernel, tail, block, first, count)
 
 
-def _stretch(kernel: _Kernel, blocks: int) -> int:
+def stretch_of(kernel: Kernel, blocks: int) -> int:
+    """How many panels a task takes of which there are `blocks` for each panel."""
     panel_bytes = kernel.groups * kernel.isa.vectors * kernel.isa.lanes * 4
     by_cache = max(1, PANEL_BYTES // panel_bytes)
     wanted = -(-MIN_TASKS // blocks)
@@ -176,7 +182,7 @@ def _stretch(kernel: _Kernel, blocks: int) -> int:
     return min(kernel.panels, by_cache, by_tasks)
 
 
-def _emit_block(kernel: _Kernel, rows: int, block: Expr, first: Expr, count: Expr | int) -> None:
+def _emit_block(kernel: Kernel, rows: int, block: Expr, first: Expr, count: Expr | int) -> None:
     row0 = T.Bind(block * kernel.isa.rows)
     source, base = kernel.x, row0
     if kernel.copies:
@@ -185,10 +191,10 @@ def _emit_block(kernel: _Kernel, rows: int, block: Expr, first: Expr, count: Exp
         panel = T.Bind(first + step)
         acc = T.alloc_buffer((rows * kernel.isa.vectors, kernel.isa.lanes), "int32", scope="global")
         _emit_dots(kernel, acc, rows, panel, source, base)
-        _emit_stores(kernel, acc, rows, panel, row0)
+        emit_stores(kernel, acc, rows, panel, row0)
 
 
-def _emit_copy(kernel: _Kernel, rows: int, row0: Expr) -> Buffer:
+def _emit_copy(kernel: Kernel, rows: int, row0: Expr) -> Buffer:
     """A block of x as `dot` reads it; the padding is zero and so are the weights against it."""
     gemm, isa = kernel.gemm, kernel.isa
     width = kernel.groups * isa.group
@@ -199,7 +205,7 @@ def _emit_copy(kernel: _Kernel, rows: int, row0: Expr) -> Buffer:
 
     def move(row: Expr, start: Expr | int, lanes: int) -> None:
         value = kernel.x[row0 + row, span(start, lanes)]
-        T.buffer_store(scratch, _operand(value, kernel, lanes), [row, span(start, lanes)])
+        T.buffer_store(scratch, operand(value, kernel, lanes), [row, span(start, lanes)])
 
     with T.serial(rows) as row:
         if width != gemm.k:
@@ -214,7 +220,8 @@ def _emit_copy(kernel: _Kernel, rows: int, row0: Expr) -> Buffer:
     return scratch
 
 
-def _operand(value: Expr, kernel: _Kernel, lanes: int) -> Expr:
+def operand(value: Expr, kernel: Kernel, lanes: int) -> Expr:
+    """Elements of x as `dot` reads them."""
     if kernel.isa.operand == "int16":
         return T.Cast(typed("int16", lanes), value)
     if kernel.gemm.x_dtype == "uint8":
@@ -224,37 +231,62 @@ def _operand(value: Expr, kernel: _Kernel, lanes: int) -> Expr:
 
 
 def _emit_dots(
-    kernel: _Kernel, acc: Buffer, rows: int, panel: Expr, source: Buffer, base: Expr | int
+    kernel: Kernel, acc: Buffer, rows: int, panel: Expr, source: Buffer, base: Expr | int
 ) -> None:
+    def read(row: int, k: Expr) -> Expr:
+        return source[base + row, span(k * kernel.isa.group, kernel.isa.group)]
+
+    emit_biases(kernel, acc, rows, panel)
+    emit_run(kernel, acc, rows, panel, 0, kernel.groups, read)
+
+
+def emit_biases(kernel: Kernel, acc: Buffer, rows: int, panel: Expr) -> None:
+    """The accumulators of a block as they begin: with the biases of its columns."""
     isa = kernel.isa
     lane = span(0, isa.lanes)
     for j in range(isa.vectors):
         start = T.Bind(kernel.bias[panel, j, lane])
         for r in range(rows):
             T.buffer_store(acc, start, [r * isa.vectors + j, lane])
-    whole, odd = divmod(kernel.groups, UNROLL)
+
+
+Read = Callable[[int, Expr], Expr]
+"""`read(row, k)`: the activations of one group of a block's row, numbered from its run's start."""
+
+
+def emit_run(
+    kernel: Kernel,
+    acc: Buffer,
+    rows: int,
+    panel: Expr,
+    first: Expr | int,
+    groups: int,
+    read: Read,
+) -> None:
+    """Add the products of `groups` groups of K, from the weights' group `first` on."""
+    whole, odd = divmod(groups, UNROLL)
     if whole:
         with T.serial(whole) as step:
             for u in range(UNROLL):
-                _emit_group(kernel, acc, rows, panel, source, base, step * UNROLL + u)
+                _emit_group(kernel, acc, rows, panel, first, step * UNROLL + u, read)
     for u in range(odd):
-        _emit_group(kernel, acc, rows, panel, source, base, T.int32(whole * UNROLL + u))
+        _emit_group(kernel, acc, rows, panel, first, T.int32(whole * UNROLL + u), read)
 
 
 def _emit_group(
-    kernel: _Kernel, acc: Buffer, rows: int, panel: Expr, source: Buffer, base: Expr | int, k: Expr
+    kernel: Kernel, acc: Buffer, rows: int, panel: Expr, first: Expr | int, k: Expr, read: Read
 ) -> None:
     isa = kernel.isa
     lane = span(0, isa.lanes)
     operands = typed("int8" if isa.operand == "uint8" else isa.operand, isa.slots)
-    weights = [T.Bind(kernel.weight[panel, k, j, span(0, isa.slots)]) for j in range(isa.vectors)]
+    slot = span(0, isa.slots)
+    weights = [T.Bind(kernel.weight[panel, first + k, j, slot]) for j in range(isa.vectors)]
     for r in range(rows):
-        one_lane = source[base + r, span(k * isa.group, isa.group)]
-        spread = T.broadcast(T.reinterpret("int32", one_lane), isa.lanes)
-        operand = T.Bind(T.reinterpret(operands, spread))
+        spread = T.broadcast(T.reinterpret("int32", read(r, k)), isa.lanes)
+        value = T.Bind(T.reinterpret(operands, spread))
         for j in range(isa.vectors):
             index = [r * isa.vectors + j, lane]
-            T.buffer_store(acc, _dot(isa, acc[tuple(index)], operand, weights[j]), index)
+            T.buffer_store(acc, _dot(isa, acc[tuple(index)], value, weights[j]), index)
 
 
 def _dot(isa: Isa, acc: Expr, x: Expr, w: Expr) -> Expr:
@@ -264,7 +296,8 @@ def _dot(isa: Isa, acc: Expr, x: Expr, w: Expr) -> Expr:
     return acc + T.call_llvm_pure_intrin(dtype, isa.dot, x, w)
 
 
-def _emit_stores(kernel: _Kernel, acc: Buffer, rows: int, panel: Expr, row0: Expr) -> None:
+def emit_stores(kernel: Kernel, acc: Buffer, rows: int, panel: Expr, row0: Expr) -> None:
+    """Requantise a block's accumulators and store them from row `row0` of the output on."""
     gemm, isa = kernel.gemm, kernel.isa
     left = gemm.n % isa.panel
     if left == 0:
@@ -280,7 +313,7 @@ def _emit_stores(kernel: _Kernel, acc: Buffer, rows: int, panel: Expr, row0: Exp
             _emit_partial(kernel, acc, rows, panel, row0, left)
 
 
-def _emit_full(kernel: _Kernel, acc: Buffer, rows: int, panel: Expr, row0: Expr) -> None:
+def _emit_full(kernel: Kernel, acc: Buffer, rows: int, panel: Expr, row0: Expr) -> None:
     for r in range(rows):
         values = _values(kernel, acc, r, panel)
         lanes = kernel.isa.panel // len(values)
@@ -289,7 +322,7 @@ def _emit_full(kernel: _Kernel, acc: Buffer, rows: int, panel: Expr, row0: Expr)
 
 
 def _emit_partial(
-    kernel: _Kernel, acc: Buffer, rows: int, panel: Expr, row0: Expr, left: int
+    kernel: Kernel, acc: Buffer, rows: int, panel: Expr, row0: Expr, left: int
 ) -> None:
     # Through a block-sized buffer, so that the last columns leave in pieces and none beyond them.
     isa = kernel.isa
@@ -307,7 +340,7 @@ def _emit_partial(
             _store(kernel, value, row0 + r, panel * isa.panel + offset, width)
 
 
-def _values(kernel: _Kernel, acc: Buffer, row: int, panel: Expr) -> list[Expr]:
+def _values(kernel: Kernel, acc: Buffer, row: int, panel: Expr) -> list[Expr]:
     """The results of one row of a block: vectors of `value_dtype` that follow each other."""
     isa, requant = kernel.isa, kernel.gemm.requant
     lane = span(0, isa.lanes)
@@ -328,7 +361,7 @@ def _values(kernel: _Kernel, acc: Buffer, row: int, panel: Expr) -> list[Expr]:
     return narrow([T.Bind(s) for s in scaled], requant, isa)
 
 
-def _store(kernel: _Kernel, value: Expr, m: Expr, n: Expr, lanes: int) -> None:
+def _store(kernel: Kernel, value: Expr, m: Expr, n: Expr, lanes: int) -> None:
     if kernel.epilogue is not None:
         value = kernel.epilogue(value, m, n, kernel.extras)
     T.buffer_store(kernel.out, value, [m, span(n, lanes)])

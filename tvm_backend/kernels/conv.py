@@ -1,0 +1,91 @@
+"""Operators over channels-last images: which kernel computes them."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from iqvit.intgraph import IntGraph
+from iqvit.ops.base import Op
+from iqvit.ops.conv2d import Conv2d
+from iqvit.tvm_backend.channels_last import ChannelsLast
+from iqvit.tvm_backend.fuse import Group
+from iqvit.tvm_backend.kernels.call import As, Call
+from iqvit.tvm_backend.kernels.conv_kernel import (
+    Window,
+    block_of,
+    border_row,
+    conv_kernel,
+    window_weights,
+)
+from iqvit.tvm_backend.kernels.gemm import Gemm
+from iqvit.tvm_backend.kernels.isa import Isa
+from iqvit.tvm_backend.kernels.linear import followers_of
+from iqvit.tvm_backend.kernels.packing import pack_weights
+from iqvit.tvm_backend.kernels.requant import Requant, form_of, scalars_of
+from iqvit.tvm_backend.kernels.stages import follow
+
+
+def channels_last(graph: IntGraph, group: Group, isa: Isa) -> Call | None:
+    """The call of an operator over channels-last images and its followers; None where none fits."""
+    op = group.head.op
+    if not isinstance(op, ChannelsLast) or type(op.inner) not in OFFERS:
+        return None
+    return OFFERS[type(op.inner)](graph, group, isa)
+
+
+def conv(graph: IntGraph, group: Group, isa: Isa) -> Call | None:
+    """The call of a convolution without groups."""
+    node = group.head
+    op = node.op.inner if isinstance(node.op, ChannelsLast) else None
+    if not isinstance(op, Conv2d) or op.groups != 1 or op.shift < 1:
+        return None
+    followed = followers_of(graph, group)
+    if followed is None:
+        return None
+    stages, values = followed
+    x, weight, bias, mult = graph.types_of(node)
+    n, _, kh, kw = weight.shape
+    isa = block_of(isa, n)
+    image = (x.shape[1], x.shape[2], x.shape[3])
+    window = Window(image, (kh, kw), op.stride, op.padding, op.dilation)
+    requant = Requant(op.shift, op.zero_point, op.dtype, op.lo, op.hi)
+    out = group.last.type
+    gemm = Gemm(
+        out.size // n, n, window.depth(isa), x.dtype, form_of(requant), out.dtype, given=True
+    )
+    packed = pack_weights(
+        window_weights(np.asarray(weight.value), isa),
+        np.asarray(bias.value),
+        np.asarray(mult.value),
+        signed=x.dtype == "int8",
+        dtype=gemm.value_dtype,
+        isa=isa,
+    )
+    if packed.mult is None:
+        return None
+    extras = tuple(
+        extra
+        for i, stage in enumerate(stages)
+        for extra in stage.extras(gemm.m, gemm.n, f"stage{i}_")
+    )
+    epilogue = follow(stages, isa, gemm.out_dtype) if stages else None
+    return Call(
+        "_".join(["conv", *(stage.op.NAME for stage in stages)]),
+        (window, gemm, tuple(stages)),
+        lambda name: conv_kernel(window, gemm, isa, name, extras, epilogue),
+        (
+            As(node.inputs[0], (x.size,)),
+            packed.weight,
+            packed.bias,
+            packed.mult,
+            scalars_of(requant),
+            border_row(window, op.pad_values, x.dtype, isa),
+            *values,
+        ),
+        (gemm.m, n),
+        gemm.out_dtype,
+    )
+
+
+OFFERS: dict[type[Op], Callable[[IntGraph, Group, Isa], Call | None]] = {Conv2d: conv}
+"""Fast kernels by the operator over channels-last images."""

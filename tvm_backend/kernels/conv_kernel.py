@@ -1,0 +1,318 @@
+"""`conv2d` over channels-last images as an implicit int8 GEMM: rows are output pixels, K runs over
+the window and the channels, and the windows' pixels are read where they lie in the image.
+
+A task computes some rows of the output for some panels of channels. Where the image needs a border,
+signed bytes made unsigned or its channels filled up to whole groups, the task first copies the rows
+that it reads; that costs one pass over the image for every stretch of panels.
+"""
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+from tvm.ir import Expr
+from tvm.script.ir_builder import IRBuilder
+from tvm.tirx import Buffer, PrimFunc
+from tvm.tirx.script import builder as T
+
+from iqvit.tvm_backend.kernels.gemm import (
+    Epilogue,
+    Extra,
+    Gemm,
+    Kernel,
+    emit_biases,
+    emit_run,
+    emit_stores,
+    operand,
+    scalars_arg,
+    stretch_of,
+)
+from iqvit.tvm_backend.kernels.integers import keep
+from iqvit.tvm_backend.kernels.isa import Isa
+from iqvit.tvm_backend.kernels.vector import function_attributes, pieces, span, splat
+
+Pair = tuple[int, int]
+
+STAGE_BYTES = 192 * 1024
+"""The most that a task copies of the image: it should stay in L2 beside the weights."""
+COPY_BYTES = 16
+"""Bytes a cycle that copies are taken to move when tasks are sized."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """The geometry of one convolution without groups: what its code depends on besides a GEMM."""
+
+    image: tuple[int, int, int]
+    """Height, width and channels of x."""
+    kernel: Pair
+    stride: Pair
+    padding: Pair
+    dilation: Pair
+
+    @property
+    def out(self) -> Pair:
+        """Height and width of the output."""
+        height, width = (
+            (size + 2 * p - (k - 1) * d - 1) // s + 1
+            for size, p, k, d, s in zip(
+                self.image, self.padding, self.kernel, self.dilation, self.stride, strict=False
+            )
+        )
+        return height, width
+
+    def channels(self, isa: Isa) -> int:
+        """The channels, filled up to whole groups."""
+        return -(-self.image[2] // isa.group) * isa.group
+
+    def depth(self, isa: Isa) -> int:
+        """K of the GEMM."""
+        return math.prod(self.kernel) * self.channels(isa)
+
+    def staged_rows(self, rows: int) -> int:
+        """Rows of the image that `rows` rows of the output read."""
+        return (rows - 1) * self.stride[0] + (self.kernel[0] - 1) * self.dilation[0] + 1
+
+    def staged_width(self) -> int:
+        """Columns of a row of the image with its border."""
+        return self.image[1] + 2 * self.padding[1]
+
+
+def block_of(isa: Isa, n: int) -> Isa:
+    """The description with the register block that fits `n` output channels."""
+    if isa.vectors < 4 or n > isa.panel // 2:
+        return isa
+    return replace(isa, vectors=isa.vectors // 2, rows=isa.rows * 2)
+
+
+def window_weights(weight: np.ndarray, isa: Isa) -> np.ndarray:
+    """int8 `[N, C, KH, KW]` as the rows `[N, K]` of the GEMM: channels innermost, filled with 0."""
+    last = weight.transpose(0, 2, 3, 1)
+    fill = -last.shape[3] % isa.group
+    return np.pad(last, ((0, 0), (0, 0), (0, 0), (0, fill))).reshape(weight.shape[0], -1)
+
+
+def border_row(window: Window, values: tuple[int, ...], x_dtype: str, isa: Isa) -> np.ndarray:
+    """A row of the border as it is staged: `[staged width * channels]`."""
+    channels = window.image[2]
+    pixel = np.zeros(window.channels(isa), np.int64)
+    pixel[:channels] = values
+    if isa.operand == "int16":
+        return np.tile(pixel, window.staged_width()).astype(np.int16)
+    if x_dtype == "int8":
+        pixel[:channels] += 128
+    return np.tile(pixel, window.staged_width()).astype(np.uint8).view(np.int8)
+
+
+def conv_kernel(
+    window: Window,
+    gemm: Gemm,
+    isa: Isa,
+    name: str,
+    extras: tuple[Extra, ...] = (),
+    epilogue: Epilogue | None = None,
+) -> PrimFunc:
+    """The convolution as a TIR function
+    `name(x, weight, bias, mult, scalars, border, *extras, out)`.
+
+    x `gemm.x_dtype` [H * W * C]; weight, bias, mult and scalars as `gemm_kernel` takes them for
+    the rows of `window_weights`; border of `border_row`; out `gemm.out_dtype` [H' * W', N].
+    """
+    groups, panels = -(-gemm.k // isa.group), -(-gemm.n // isa.panel)
+    with IRBuilder() as builder, T.prim_func(s_tir=True):
+        T.func_name(name)
+        T.func_attr(function_attributes(name))
+        x = T.arg("x", T.buffer((math.prod(window.image),), gemm.x_dtype))
+        weight = T.arg("weight", T.buffer((panels, groups, isa.vectors, isa.slots), isa.weight))
+        bias = T.arg("bias", T.buffer((panels, isa.vectors, isa.lanes), "int32"))
+        mult = scalars = None
+        if gemm.requant is not None:
+            mult = T.arg("mult", T.buffer((panels, isa.vectors, 3, isa.lanes), "int32"))
+            scalars = scalars_arg(gemm, gemm.requant)
+        length = window.staged_width() * window.channels(isa)
+        border = T.arg("border", T.buffer((length,), _staged_type(isa)))
+        buffers = tuple(T.arg(e.name, T.buffer(e.shape, e.dtype)) for e in extras)
+        out = T.arg("out", T.buffer((gemm.m, gemm.n), gemm.out_dtype))
+        kernel = Kernel(gemm, isa, x, weight, bias, mult, scalars, buffers, out, epilogue)
+        _emit_tasks(_Convolution(window, kernel, border))
+    return builder.get()
+
+
+def _staged_type(isa: Isa) -> str:
+    return "int8" if isa.operand == "uint8" else isa.operand
+
+
+@dataclass(frozen=True)
+class _Convolution:
+    window: Window
+    kernel: Kernel
+    border: Buffer
+
+    @property
+    def stages(self) -> bool:
+        """Whether the image is copied before it is read."""
+        window, isa = self.window, self.kernel.isa
+        fits = self.kernel.gemm.x_dtype == isa.operand and window.image[2] % isa.group == 0
+        return window.padding != (0, 0) or not fits
+
+    @property
+    def line(self) -> int:
+        """Elements of a row of what is read."""
+        return self.border.shape[0] if self.stages else self.window.image[1] * self.window.image[2]
+
+
+def rows_per_task(window: Window, isa: Isa, n: int) -> int:
+    """How many rows of the output a task computes.
+
+    By what it costs in cycles: blocks of registers, of which the last of a task may be partly
+    empty, the copy, and the time in which one of two threads waits for the other at the end.
+    """
+    height, width = window.out
+    panels = -(-n // isa.panel)
+    line = window.staged_width() * window.channels(isa)
+    block = window.depth(isa) / isa.group * isa.rows * isa.vectors / 2
+
+    def cost(rows: int) -> float:
+        tasks = -(-height // rows)
+        last = height - (tasks - 1) * rows
+        blocks = (tasks - 1) * -(-rows * width // isa.rows) + -(-last * width // isa.rows)
+        copied = tasks * window.staged_rows(rows) * line / COPY_BYTES
+        return (blocks * panels * block + copied) * (1 + 1 / (tasks * panels))
+
+    def allowed(rows: int) -> bool:
+        last = (height - 1) % rows + 1
+        return last * width >= isa.rows and window.staged_rows(rows) * line <= STAGE_BYTES
+
+    return min(filter(allowed, range(1, height + 1)), key=cost, default=height)
+
+
+def _emit_tasks(conv: _Convolution) -> None:
+    window, kernel = conv.window, conv.kernel
+    height, width = window.out
+    rows = rows_per_task(window, kernel.isa, kernel.gemm.n)
+    tasks = -(-height // rows)
+    stretch = stretch_of(kernel, tasks)
+    with T.parallel(tasks * -(-kernel.panels // stretch)) as task:
+        y0 = T.Bind(task % tasks * rows)
+        first = T.Bind(task // tasks * stretch)
+        count = T.min(stretch, kernel.panels - first)
+        pixels = T.Bind(T.min(rows, height - y0) * width)
+        source, top = kernel.x, y0 * window.stride[0]
+        if conv.stages:
+            source, top = _emit_stage(conv, rows, y0), 0
+        with T.serial(count) as step:
+            _emit_panel(conv, (source, top), T.Bind(first + step), y0, pixels)
+
+
+def _emit_stage(conv: _Convolution, rows: int, y0: Expr) -> Buffer:
+    """The rows of the image that a task reads, with their border, as `dot` reads them."""
+    window, line = conv.window, conv.line
+    height, width, _ = window.image
+    (down, across), channels = window.padding, window.channels(conv.kernel.isa)
+    count = window.staged_rows(rows)
+    scratch = T.alloc_buffer((count * line,), conv.border.dtype, scope="global")
+    copy = _emit_pixels if window.image[2] == channels else _emit_filled
+    side = across * channels
+    with T.serial(count) as row:
+        y = T.Bind(y0 * window.stride[0] + row - down)
+        to = T.Bind(row * line)
+        with T.If(T.And(y >= 0, y < height)):
+            with T.Then():
+                _emit_border(conv, scratch, to, side)
+                copy(conv, scratch, to + side, y * width * window.image[2], width)
+                _emit_border(conv, scratch, to + line - side, side)
+            with T.Else():
+                _emit_border(conv, scratch, to, line)
+    return scratch
+
+
+def _emit_border(conv: _Convolution, scratch: Buffer, to: Expr, length: int) -> None:
+    def move(at: Expr | int, lanes: int) -> None:
+        T.buffer_store(scratch, conv.border[span(at, lanes)], [span(to + at, lanes)])
+
+    _in_pieces(length, conv.kernel.isa.slots, move)
+
+
+def _emit_pixels(conv: _Convolution, scratch: Buffer, to: Expr, start: Expr, width: int) -> None:
+    kernel = conv.kernel
+
+    def move(at: Expr | int, lanes: int) -> None:
+        value = operand(kernel.x[span(start + at, lanes)], kernel, lanes)
+        T.buffer_store(scratch, value, [span(to + at, lanes)])
+
+    _in_pieces(width * conv.window.image[2], kernel.isa.slots, move)
+
+
+def _emit_filled(conv: _Convolution, scratch: Buffer, to: Expr, start: Expr, width: int) -> None:
+    """Pixel by pixel: their channels are no whole number of groups."""
+    kernel, group = conv.kernel, conv.kernel.isa.group
+    channels, filled = conv.window.image[2], conv.window.channels(conv.kernel.isa)
+    with T.serial(width) as pixel:
+        target = T.Bind(to + pixel * filled)
+        zeros = splat(0, _staged_type(kernel.isa), group)
+        T.buffer_store(scratch, zeros, [span(target + filled - group, group)])
+        source = T.Bind(start + pixel * channels)
+
+        def move(at: Expr | int, lanes: int) -> None:
+            value = operand(kernel.x[span(source + at, lanes)], kernel, lanes)
+            T.buffer_store(scratch, value, [span(target + at, lanes)])
+
+        _in_pieces(channels, kernel.isa.slots, move)
+
+
+def _in_pieces(length: int, widest: int, move) -> None:
+    whole = length // widest
+    if whole:
+        with T.serial(whole) as chunk:
+            move(chunk * widest, widest)
+    for offset, lanes in pieces(length - whole * widest, widest):
+        move(whole * widest + offset, lanes)
+
+
+def _emit_panel(
+    conv: _Convolution, source: tuple[Buffer, Expr | int], panel: Expr, y0: Expr, pixels: Expr
+) -> None:
+    # The last block of a task is moved back to be a full one: some pixels are computed twice.
+    window, isa = conv.window, conv.kernel.isa
+    rows = min(isa.rows, conv.kernel.gemm.m)
+    with T.serial((pixels + (rows - 1)) // rows) as block:
+        start = keep(T.min(block * rows, pixels - rows))
+        acc = T.alloc_buffer((rows * isa.vectors, isa.lanes), "int32", scope="global")
+        emit_biases(conv.kernel, acc, rows, panel)
+        _emit_window(
+            conv, acc, source, panel, [_address(conv, source, start + r) for r in range(rows)]
+        )
+        emit_stores(conv.kernel, acc, rows, panel, y0 * window.out[1] + start)
+
+
+def _address(conv: _Convolution, source: tuple[Buffer, Expr | int], pixel: Expr) -> Expr:
+    """Where the window of a task's pixel begins."""
+    window = conv.window
+    width, (down, across) = window.out[1], window.stride
+    channels = window.channels(conv.kernel.isa)
+    row = source[1] + pixel // width * down
+    return keep(row * conv.line + pixel % width * (across * channels))
+
+
+def _emit_window(
+    conv: _Convolution,
+    acc: Buffer,
+    source: tuple[Buffer, Expr | int],
+    panel: Expr,
+    addresses: list[Expr],
+) -> None:
+    """A run of K is what lies together: a row of the window, or a pixel of a dilated one."""
+    window, isa = conv.window, conv.kernel.isa
+    channels, (tall, wide) = window.channels(isa), window.kernel
+    together = wide if window.dilation[1] == 1 else 1
+    runs = wide // together
+    groups = together * channels // isa.group
+    with T.grid(tall, runs) as (i, j):
+        across = j * (window.dilation[1] * channels)
+        offset = keep(i * (window.dilation[0] * conv.line) + across)
+        first = keep((i * runs + j) * groups)
+
+        def read(row: int, k: Expr) -> Expr:
+            return source[0][span(addresses[row] + offset + k * isa.group, isa.group)]
+
+        emit_run(conv.kernel, acc, len(addresses), panel, first, groups, read)
