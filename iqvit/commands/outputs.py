@@ -3,11 +3,11 @@
 import json
 import math
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from iqvit.errors import IqvitError
+from iqvit.errors import DataError, IqvitError
 from iqvit.files import write_atomically
 
 
@@ -23,13 +23,26 @@ def require_file(path: Path | None) -> None:
 
 
 def require_folder(path: Path) -> None:
-    """`IqvitError` unless a folder can be made at `path`, its parents included."""
+    """`IqvitError` unless a folder is or can be made at `path`, its parents included."""
+    if path.exists() and not path.is_dir():
+        raise IqvitError(f"cannot write {path}: it is a file where a folder is needed")
     ancestor = path.absolute().parent
     while not ancestor.exists():
         ancestor = ancestor.parent
     if not ancestor.is_dir():
         raise IqvitError(f"cannot write {path}: {ancestor} is not a folder")
     _require_writable(path, ancestor)
+
+
+def require_own_names(images: Sequence[Path]) -> None:
+    """`DataError` for two images of one name, if what is written is named after the image."""
+    seen: dict[str, Path] = {}
+    for image in images:
+        if seen.setdefault(image.stem, image) is not image:
+            raise DataError(
+                f"{seen[image.stem]} and {image} have one name, so their results would replace "
+                "each other; predict them into two folders"
+            )
 
 
 def _require_writable(path: Path, folder: Path) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from iqvit.commands import screen
-from iqvit.commands.outputs import require_folder
+from iqvit.commands.outputs import require_folder, require_own_names
 from iqvit.commands.segmenting import segmenting
 from iqvit.commands.subject import Subject
 from iqvit.errors import DataError
@@ -28,7 +28,7 @@ def predict_maps(
     """
     if folder is None:
         raise DataError(f"{subject.name} gives every pixel a class: say -o DIR for the class maps")
-    _require_own_names(images)
+    require_own_names(images)
     require_folder(folder)
     applied = segmenting(subject, stride)
     skipped: list[DataError] = []
@@ -94,13 +94,3 @@ def names_and_colours(
 
 def _overlay_path(folder: Path, image: Path) -> Path:
     return folder / f"{image.stem}.overlay.png"
-
-
-def _require_own_names(images: list[Path]) -> None:
-    seen: dict[str, Path] = {}
-    for image in images:
-        if seen.setdefault(image.stem, image) is not image:
-            raise DataError(
-                f"{seen[image.stem]} and {image} have one name, so their class maps would replace "
-                "each other; predict them into two folders"
-            )
