@@ -364,7 +364,9 @@ def test_unwritable_outputs_are_found_before_the_work(call, tmp_path, monkeypatc
         refused(call(*spec, "-o", path), tmp_path, "cannot write", left=["file"])
     refused(call(*spec, "-o", "m", "--json", "none/j"), tmp_path, "none", left=["file"])
     compiled = ["compile", "{}/model.iqv", "-o"]
-    refused(call(*compiled, "file"), tmp_path, "not an artifact", left=["file"])
+    refused(
+        call(*compiled, "file"), tmp_path, "it is a file where a folder is needed", left=["file"]
+    )
     refused(call(*compiled, "file/a"), tmp_path, "cannot write", left=["file"])
     refused(call(*compiled, "/proc/a"), tmp_path, "cannot write", left=["file"])
     refused(call("demo", "-o", "file"), tmp_path, "exists already", left=["file"])
