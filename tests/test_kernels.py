@@ -126,7 +126,7 @@ OPERATORS = sorted(op.NAME for op in FAST if op.NAME)
 @pytest.mark.parametrize("name", OPERATORS)
 def test_kernels_give_the_integers_of_the_samples(name, target):
     taken = [check(sample, target) for sample in REGISTRY[name].samples()]
-    assert any(taken) or name == "conv2d"
+    assert any(taken) or name in NEED_FOLLOWERS
 
 
 @pytest.mark.parametrize("target", SIMD)

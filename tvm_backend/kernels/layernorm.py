@@ -156,7 +156,7 @@ def _emit_sums(kernel: _Kernel, row: Expr, r: Expr, sums: Buffer, spreads: Buffe
 
     def add(values: Expr) -> None:
         values = keep(values)
-        total_of, squares_of = (_short_sums if short else _long_sums)(values, isa)
+        total_of, squares_of = (short_sums if short else long_sums)(values, isa)
         T.buffer_store(acc, acc[lane] + total_of, [lane])
         T.buffer_store(squares, squares[half] + squares_of, [half])
 
@@ -180,7 +180,7 @@ def _emit_sums(kernel: _Kernel, row: Expr, r: Expr, sums: Buffer, spreads: Buffe
     T.buffer_store(spreads, spread + kernel.scalar("epsilon"), [r])
 
 
-def _short_sums(values: Expr, isa: Isa) -> tuple[Expr, Expr]:
+def short_sums(values: Expr, isa: Isa) -> tuple[Expr, Expr]:
     """Sums of int16 lanes, as int32, and of their squares, as int64."""
     lanes = isa.lanes // 2
     sums = madd(values, splat(1, "int16", 2 * isa.lanes), isa.lanes)
@@ -191,7 +191,7 @@ def _short_sums(values: Expr, isa: Isa) -> tuple[Expr, Expr]:
     return sums, T.reinterpret(typed("int64", lanes), low + high)
 
 
-def _long_sums(values: Expr, _: Isa) -> tuple[Expr, Expr]:
+def long_sums(values: Expr, _: Isa) -> tuple[Expr, Expr]:
     """Sums of int32 lanes (themselves), and of their squares, as int64."""
     wide = widen(values)
     even, odd = (wide * wide).parts
