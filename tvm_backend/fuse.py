@@ -19,6 +19,7 @@ from iqvit.ops.requantise import Requantise
 from iqvit.ops.reshape import Reshape
 from iqvit.ops.row_linear import RowLinear
 from iqvit.ops.upsample_bilinear import UpsampleBilinear
+from iqvit.tvm_backend.channels_last import ChannelsLast
 
 # What may follow a kind of operator in its kernel, element by element or by address only.
 ELEMENTWISE = (Rectified, Multiply, Requantise, Add)
@@ -29,6 +30,7 @@ FOLLOWERS = {
     Attention: MOVES,
     Conv2d: MOVES,
     UpsampleBilinear: (Argmax,),
+    ChannelsLast: ELEMENTWISE,
 }
 
 

@@ -24,9 +24,11 @@ from iqvit.ops.row_peak import RowPeak
 from iqvit.ops.row_quantise import RowQuantise
 from iqvit.ops.slice import Slice
 from iqvit.ops.upsample_bilinear import UpsampleBilinear
+from iqvit.tvm_backend.channels_last import ChannelsLast
 from iqvit.tvm_backend.fuse import Group, groups
 from iqvit.tvm_backend.kernels.attention import attention
 from iqvit.tvm_backend.kernels.call import Call
+from iqvit.tvm_backend.kernels.conv import channels_last
 from iqvit.tvm_backend.kernels.class_map import class_map
 from iqvit.tvm_backend.kernels.copies import concat, strided_copy
 from iqvit.tvm_backend.kernels.elementwise import elementwise
@@ -51,6 +53,7 @@ FAST: dict[type[Op], Callable[[IntGraph, Group, Isa], Call | None]] = {
     Requantise: elementwise,
     Attention: attention,
     LayerNorm: layernorm,
+    ChannelsLast: channels_last,
     Conv2d: patch_embedding,
     L2Normalize: l2_normalize,
     Matmul: matmul,
