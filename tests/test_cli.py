@@ -369,7 +369,7 @@ def test_unwritable_outputs_are_found_before_the_work(call, tmp_path, monkeypatc
     )
     refused(call(*compiled, "file/a"), tmp_path, "cannot write", left=["file"])
     refused(call(*compiled, "/proc/a"), tmp_path, "cannot write", left=["file"])
-    refused(call("demo", "-o", "file"), tmp_path, "exists already", left=["file"])
+    refused(call("demo", "-o", "file"), tmp_path, "it is a file where", left=["file"])
     refused(call(*compiled, "a", "--target", "moon"), tmp_path, "moon", left=["file"])
 
 
