@@ -14,14 +14,22 @@ from iqvit.errors import GraphError, RecipeError, node_message
 LAYOUT = frozenset({"reshape", "permute", "slice", "select", "cat"})
 # Operators that keep the scale of their input but change values.
 KEEPS_SCALE = frozenset(
-    {"relu", "amax", "max_pool2d", "getitem", "upsample_nearest", "upsample_bilinear"}
+    {
+        *("relu", "clamp", "amax", "max_pool2d", "getitem", "take_rows"),
+        *("upsample_nearest", "upsample_bilinear"),
+    }
 )
 PRODUCTS = frozenset({"linear", "conv2d", "matmul", "attention"})
 # What the residual stream is made by and read by.
 RESIDUAL_MAKERS = frozenset({"linear", "conv2d", "add"}) | LAYOUT
 RESIDUAL_READERS = frozenset({"add", "layer_norm"}) | LAYOUT
 RESIDUAL_BITS = 20
-READS_8 = frozenset({"sigmoid", "tanh"})
+# Of "deformable_attention" the values alone are operands of a product.
+SAMPLES = frozenset({"deformable_attention", "grid_sample"})
+# Operators whose output has a known range, which is then its 16-bit range whatever images show.
+BOUNDED = {"sigmoid": 1.0, "tanh": 1.0}
+# A sigmoid is 0 or 1 beyond this to 23 bits: a logit that only sigmoids read saturates there.
+SIGMOID_REACH = 16.0
 # Published forms of 8-bit values.
 FORMS_OF_8 = frozenset({"shiftgelu", "lambda_shiftgelu", "shiftmax"})
 # Published forms of values with zero point 0.
@@ -86,10 +94,10 @@ def make_plan(model: CanonicalModel, recipe: Recipe) -> Plan:
     for node in values(model):
         key = group[node.name]
         readers = [user for user in node.users if user.op == "call_function"]
-        reads = [_reads_wide(user, settings[user.name]) for user in readers]
+        reads = [_reads_wide(user, settings[user.name], node) for user in readers]
         read_by_output = any(user.op == "output" for user in node.users)
         wide[key] = wide.get(key, False) or any(reads) or read_by_output
-        reads = [reads_narrow(user, settings[user.name]) for user in readers]
+        reads = [reads_narrow(user, settings[user.name], node) for user in readers]
         narrow[key] = narrow.get(key, False) or any(reads)
     for node in calls:
         forced = settings[node.name].bits
@@ -135,39 +143,43 @@ def _check(node: fx.Node, settings: Settings) -> None:
     if chosen and operator in APPROXIMATIONS and chosen not in APPROXIMATIONS[operator]:
         names = ", ".join(APPROXIMATIONS[operator])
         raise RecipeError(f"{where}: no approximation {chosen!r}; it has {names}")
-    if operator in READS_8 and settings.input_bits == 16:
-        raise RecipeError(f"{where}: impossible width: its table reads 8 bits, not 16")
     if chosen in FORMS_OF_8 and operator != "attention" and settings.input_bits == 16:
         raise RecipeError(f"{where}: impossible width: {chosen} reads 8 bits, not 16")
     if chosen == "ilayernorm" and settings.input_bits == 8:
         raise RecipeError(f"{where}: impossible width: {chosen} reads 16 bits, not 8")
 
 
-def _reads_wide(user: fx.Node, settings: Settings) -> bool:
+def _reads_wide(user: fx.Node, settings: Settings, source: fx.Node) -> bool:
     """Whether a reader wants 16 bits of its own accord (layout operators ask for their readers)."""
     operator = op_of(user).name
+    if operator in SAMPLES:
+        return user.args[0] is not source
     if operator == "linear":
         return settings.granularity == "row"
     if operator in PRODUCTS or operator in LAYOUT or operator in KEEPS_SCALE:
         return False
     if settings.input_bits:
         return settings.input_bits == 16
-    return operator not in READS_8 and settings.approximation not in FORMS_OF_8
+    return settings.approximation not in FORMS_OF_8
 
 
-def reads_narrow(user: fx.Node, settings: Settings) -> bool:
+def reads_narrow(user: fx.Node, settings: Settings, source: fx.Node) -> bool:
     """Whether a reader takes 8 bits of a value that is wider for others."""
     operator = op_of(user).name
+    if operator == "deformable_attention":
+        return user.args[0] is source
     if operator == "linear":
         return settings.granularity != "row"
     if operator in ("gelu", "softmax"):
         return settings.approximation in FORMS_OF_8
-    return operator in PRODUCTS or operator in READS_8
+    return operator in PRODUCTS
 
 
-def reads_symmetric(user: fx.Node, settings: Settings) -> bool:
+def reads_symmetric(user: fx.Node, settings: Settings, source: fx.Node) -> bool:
     """Whether a reader wants zero point 0 of an 8-bit value."""
     operator = op_of(user).name
+    if operator == "deformable_attention":
+        return user.args[0] is source
     if operator == "gelu":
         return settings.approximation in SYMMETRIC_FORMS
     return operator in ("attention", "matmul", "l2_normalize")
@@ -177,6 +189,26 @@ def read_bounded(plan: Plan, node: fx.Node) -> bool:
     """Whether a reader clips the value at a bound of its own."""
     readers = [user for user in node.users if user.op == "call_function"]
     return any(plan.approximation(user) in BOUNDED_FORMS for user in readers)
+
+
+def known_range(nodes: list[fx.Node]) -> float | None:
+    """The largest absolute value that a group of nodes of one form needs to hold, where operators
+    say it: those that make the values, or sigmoids if nothing else reads them."""
+    shared = LAYOUT | KEEPS_SCALE
+    makers = {op_of(n).name for n in nodes if n.op == "call_function"} - shared
+    if makers and makers <= BOUNDED.keys():
+        return max(BOUNDED[maker] for maker in makers)
+    free = [node for node in nodes if not _is_bounded(node)]
+    readers = {user for node in free for user in node.users} - set(nodes)
+    sigmoids = [user for user in readers if user.op != "output" and op_of(user).name == "sigmoid"]
+    return SIGMOID_REACH if sigmoids and len(sigmoids) == len(readers) else None
+
+
+def _is_bounded(node: fx.Node) -> bool:
+    """Whether a node clamps to less than where logits saturate, so that anybody may read it."""
+    if node.op != "call_function" or op_of(node).name != "clamp":
+        return False
+    return max(abs(arguments(node)["lo"]), abs(arguments(node)["hi"])) <= SIGMOID_REACH
 
 
 def _check_image(model: CanonicalModel) -> None:
@@ -212,6 +244,8 @@ def _groups(model: CanonicalModel) -> dict[str, str]:
         sources = node.all_input_nodes
         if operator == "getitem":  # the values of a topk are those of what it reads
             sources = sources[0].all_input_nodes
+        if operator == "take_rows":  # its indices have no form
+            sources = sources[:1]
         for source in sources:
             if not is_constant(source):
                 parent[find(node.name)] = find(source.name)

@@ -16,6 +16,7 @@ from iqvit.calibration.plan import (
     LAYOUT,
     Plan,
     equalisable,
+    known_range,
     one_sided,
     read_bounded,
     reads_narrow,
@@ -98,9 +99,8 @@ class Sweep:
 
     def _operands(self, node: fx.Node) -> dict[fx.Node, Point]:
         """The narrow forms that a node reads instead of the primary ones."""
-        if not reads_narrow(node, self._settings(node)):
-            return {}
-        found = {s: self.narrow.get(self.plan.group.get(s.name, "")) for s in node.all_input_nodes}
+        read = [s for s in node.all_input_nodes if reads_narrow(node, self._settings(node), s)]
+        found = {s: self.narrow.get(self.plan.group.get(s.name, "")) for s in read}
         return {source: point for source, point in found.items() if point is not None}
 
     # Points
@@ -125,8 +125,8 @@ class Sweep:
             self._settings(nodes[0]),
         )
         seen = [self.observers[node.name] for node in nodes]
-        readers = [u for n in nodes for u in n.users if u.op == "call_function"]
-        signed = any(reads_symmetric(u, self._settings(u)) for u in readers) or not readers
+        readers = [(u, n) for n in nodes for u in n.users if u.op == "call_function"]
+        signed = any(reads_symmetric(u, self._settings(u), n) for u, n in readers) or not readers
         narrow = _point8(seen, settings, signed)
         if any(read_bounded(self.plan, node) for node in nodes):
             bound = max(gelu_bound(observer) for observer in seen)
@@ -135,7 +135,9 @@ class Sweep:
             return narrow, None
         largest = max(max(-o.least, o.most) for o in seen)
         bits = self.plan.residual[key]
-        scale = max(largest, 1e-9) * settings.headroom / (2 ** (max(bits, 16) - 1) - 1)
+        known = known_range(nodes)
+        reach = known if known is not None else max(largest, 1e-9) * settings.headroom
+        scale = reach / (2 ** (max(bits, 16) - 1) - 1)
         primary = Point("int32" if bits else "int16", QParams.of(scale), bits)
         return primary, narrow if self.plan.narrow[key] else None
 

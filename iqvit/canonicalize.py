@@ -10,11 +10,13 @@ from iqvit.passes.fold_batch_norm import fold_batch_norm
 from iqvit.passes.fold_biases import fold_biases
 from iqvit.passes.fold_constant_writes import fold_constant_writes
 from iqvit.passes.fold_constants import fold_constants
+from iqvit.passes.fold_scales import fold_scales
 from iqvit.passes.functionalize_inplace import functionalize_inplace
 from iqvit.passes.fuse_attention import fuse_attention
 from iqvit.passes.fuse_deformable import fuse_deformable
 from iqvit.passes.fuse_l2_norm import fuse_l2_norm
 from iqvit.passes.fuse_logit import fuse_logit
+from iqvit.passes.hoist_take_rows import hoist_take_rows
 from iqvit.passes.lower_arithmetic import lower_arithmetic
 from iqvit.passes.lower_attention_bias import lower_attention_bias
 from iqvit.passes.lower_einsum import lower_einsum
@@ -25,6 +27,7 @@ from iqvit.passes.lower_splits import lower_splits
 from iqvit.passes.lower_transposes import lower_transposes
 from iqvit.passes.lower_upsampling import lower_upsampling
 from iqvit.passes.lower_views import lower_views
+from iqvit.passes.merge_convolutions import merge_convolutions
 from iqvit.passes.merge_duplicates import merge_duplicates
 from iqvit.passes.merge_layouts import merge_layouts
 from iqvit.passes.name_nodes import name_nodes
@@ -32,6 +35,7 @@ from iqvit.passes.normalize_arguments import normalize_arguments
 from iqvit.passes.normalize_attention import normalize_attention
 from iqvit.passes.remove_identities import remove_identities
 from iqvit.passes.remove_neutral_arithmetic import remove_neutral_arithmetic
+from iqvit.passes.remove_unread_pieces import remove_unread_pieces
 from iqvit.passes.split_projections import split_projections
 
 Pass = Callable[[fx.GraphModule], None]
@@ -65,6 +69,10 @@ def canonical_pipeline() -> list[Pass]:
         lower_arithmetic,
         remove_neutral_arithmetic,
         fold_biases,
+        fold_scales,
+        merge_convolutions,
+        remove_unread_pieces,
+        hoist_take_rows,
         # Of the reshapes that the lowerings left, those to the same shape hide attention.
         remove_identities,
         normalize_attention,

@@ -18,6 +18,7 @@ from iqvit.converters import (
     pooling,
     products,
     resizing,
+    sampling,
     selection,
 )
 from iqvit.intgraph import Node
@@ -35,6 +36,7 @@ CONVERTERS: dict[str, Callable[[Any, fx.Node], Node]] = {
     "relu": activations.relu,
     "sigmoid": activations.sigmoid,
     "tanh": activations.tanh,
+    "clamp": activations.clamp,
     "add": arithmetic.add,
     "mul": arithmetic.mul,
     "cat": layout.cat,
@@ -51,4 +53,7 @@ CONVERTERS: dict[str, Callable[[Any, fx.Node], Node]] = {
     "topk": selection.topk,
     "getitem": selection.getitem,
     "argmax": selection.argmax,
+    "take_rows": sampling.take_rows,
+    "grid_sample": sampling.grid_sample,
+    "deformable_attention": sampling.deformable_attention,
 }

@@ -9,6 +9,7 @@ from torch import fx
 from iqvit.intgraph import Node
 from iqvit.inttype import LIMITS
 from iqvit.ops.igelu import IGelu
+from iqvit.ops.interpolate import Interpolate
 from iqvit.ops.lambda_shiftgelu import LambdaShiftGelu
 from iqvit.ops.lookup import Lookup, make_table
 from iqvit.ops.rectified import FUNCTIONS, Rectified
@@ -33,13 +34,13 @@ def silu(c: Any, node: fx.Node) -> Node:
 
 
 def sigmoid(c: Any, node: fx.Node) -> Node:
-    """A 256-entry table."""
-    return _table(c, node, torch.sigmoid)
+    """A table: of all values of 8 bits, interpolated for 16."""
+    return _smooth(c, node, torch.sigmoid)
 
 
 def tanh(c: Any, node: fx.Node) -> Node:
-    """A 256-entry table."""
-    return _table(c, node, torch.tanh)
+    """A table: of all values of 8 bits, interpolated for 16."""
+    return _smooth(c, node, torch.tanh)
 
 
 def relu(c: Any, node: fx.Node) -> Node:
@@ -48,6 +49,26 @@ def relu(c: Any, node: fx.Node) -> Node:
     zero = int(c.qparams(x).zero_point)
     op = Requantise(1, 0, 0, x.type.dtype, zero, LIMITS[x.type.dtype][1])
     return c.emit(node, op, [x], c.qparams(x))
+
+
+def clamp(c: Any, node: fx.Node) -> Node:
+    """Saturation between two bounds; exact, in the scale of the input, but for their rounding."""
+    x, bounds = c.value(node.args[0]), node.args[1:]
+    qparams = c.qparams(x)
+    least, most = LIMITS[x.type.dtype]
+    lo, hi = (
+        min(max(round(bound / float(qparams.scale) + float(qparams.zero_point)), least), most)
+        for bound in bounds
+    )
+    return c.emit(node, Requantise(1, 0, 0, x.type.dtype, lo, hi), [x], qparams)
+
+
+def _smooth(c: Any, node: fx.Node, function: Callable[[torch.Tensor], torch.Tensor]) -> Node:
+    x, point = c.value(node.args[0]), c.point(node)
+    if x.type.dtype != "int16":
+        return _table(c, node, function)
+    op, table = Interpolate.of(function, c.qparams(x), point.qparams, point.dtype, point.limits)
+    return c.emit(node, op, [x, c.constant(node, "table", table)], point.qparams)
 
 
 def _gated(c: Any, node: fx.Node, function: str) -> Node:

@@ -15,6 +15,7 @@ from iqvit.ops.grid_sample import GridSample
 from iqvit.ops.igelu import IGelu
 from iqvit.ops.ilayernorm import ILayerNorm
 from iqvit.ops.input import Input
+from iqvit.ops.interpolate import Interpolate
 from iqvit.ops.isoftmax import ISoftmax
 from iqvit.ops.l2_normalize import L2Normalize
 from iqvit.ops.lambda_shiftgelu import LambdaShiftGelu
@@ -36,6 +37,7 @@ from iqvit.ops.shiftgelu import ShiftGelu
 from iqvit.ops.shiftmax import Shiftmax
 from iqvit.ops.slice import Slice
 from iqvit.ops.softmax import Softmax
+from iqvit.ops.take_rows import TakeRows
 from iqvit.ops.topk import TopK
 from iqvit.ops.upsample_bilinear import UpsampleBilinear
 from iqvit.ops.upsample_nearest import UpsampleNearest
@@ -57,6 +59,7 @@ __all__ = [
     "ILayerNorm",
     "ISoftmax",
     "Input",
+    "Interpolate",
     "L2Normalize",
     "LambdaShiftGelu",
     "LayerNorm",
@@ -79,6 +82,7 @@ __all__ = [
     "Shiftmax",
     "Slice",
     "Softmax",
+    "TakeRows",
     "TopK",
     "UpsampleBilinear",
     "UpsampleNearest",

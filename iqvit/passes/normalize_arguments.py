@@ -65,13 +65,23 @@ def _gelu(node: fx.Node, values: dict[str, Any]) -> None:
 def _max_pool2d(node: fx.Node, values: dict[str, Any]) -> None:
     keys = ("kernel_size", "stride", "padding", "dilation")
     kernel, stride, padding, dilation = (_pair(values[key]) for key in keys)
-    args = (kernel, stride or kernel, padding, dilation, values["ceil_mode"])
+    grown = [(size - 1) * d + 1 for size, d in zip(kernel, dilation, strict=True)]
+    ceil_mode = values["ceil_mode"] and not _is_exact(node, grown, stride or kernel, padding)
+    args = (kernel, stride or kernel, padding, dilation, ceil_mode)
     replace(node, aten.max_pool2d.default, values["self"], *args)
+
+
+def _is_exact(node: fx.Node, kernel: list[int], stride: list[int], padding: list[int]) -> bool:
+    """Whether no window of a pooling goes past the end, so that rounding its size up is idle."""
+    sizes = shape(operands(node)[0])[-2:]
+    windows = zip(sizes, kernel, stride, padding, strict=True)
+    return all((size + 2 * p - k) % s == 0 for size, k, s, p in windows)
 
 
 def _avg_pool2d(node: fx.Node, values: dict[str, Any]) -> None:
     kernel, stride, padding = (_pair(values[key]) for key in ("kernel_size", "stride", "padding"))
-    rest = [values[key] for key in ("ceil_mode", "count_include_pad", "divisor_override")]
+    ceil_mode = values["ceil_mode"] and not _is_exact(node, kernel, stride or kernel, padding)
+    rest = [ceil_mode, values["count_include_pad"], values["divisor_override"]]
     replace(node, aten.avg_pool2d.default, values["self"], kernel, stride or kernel, padding, *rest)
 
 
