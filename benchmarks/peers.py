@@ -59,7 +59,9 @@ def our_row(path: str, expected: str) -> dict[str, Any]:
     meta = load(Path(path)).meta
     same = meta.get("images_hash") == expected
     note = "iqvit" if same else "iqvit; NOT known to be calibrated on the images left out"
-    return {"peer": path, "note": note, "calibration_images": meta.get("images")}
+    size = Path(path).stat().st_size
+    images = meta.get("images")
+    return {"peer": path, "note": note, "calibration_images": images, "file_bytes": size}
 
 
 def remembered(scores: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
@@ -95,6 +97,7 @@ def measured(
         with quiet():
             subject = make()
             row["make_seconds"] = time.perf_counter() - begun
+            row |= subject.facts
             for count in (*threads, 1):  # what cannot run is to fail here, not between timings
                 subject.set_threads(count)
                 subject.call(subject.example())

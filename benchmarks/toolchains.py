@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from iqvit.commands.subject import Subject, float_subject, random_image
 from iqvit.models.float_model import FloatModel, logits_of
 
-INPUT, OUTPUT, OPSET = "pixels", "logits", 17
+INPUT, OUTPUT, OPSET = "pixels", "scores", 17
 
 Call = Callable[[np.ndarray], np.ndarray]
-"""float32 [1, 3, H, W], normalised -> float32 [1, classes]."""
+"""float32 [1, 3, H, W], normalised -> float32 [1, classes], or the class map [1, H, W]."""
 Opener = Callable[[int], Call]
 """A number of threads -> the model, ready to run on so many."""
 
@@ -59,15 +59,16 @@ class Workshop:
             yield self.model.normalise(image[None]).numpy()
 
 
-class Logits(nn.Module):
-    """A classifier that returns its scores and nothing else."""
+class Scores(nn.Module):
+    """A model that returns its scores, or its class map, and nothing else."""
 
     def __init__(self, model: FloatModel) -> None:
         super().__init__()
-        self.module, self.name = model.module, model.name
+        self.module, self.name, self.task = model.module, model.name, model.task
 
     def forward(self, x: Tensor) -> Tensor:
-        return logits_of(self.module(x), self.name)
+        found = self.module(x)
+        return found if self.task == "segmentation" else logits_of(found, self.name)
 
 
 def exported(shop: Workshop) -> Path:
@@ -75,7 +76,7 @@ def exported(shop: Workshop) -> Path:
 
     def build(folder: Path) -> None:
         torch.onnx.export(
-            Logits(shop.model).eval(),
+            Scores(shop.model).eval(),
             (torch.from_numpy(next(shop.inputs(1))),),
             str(folder / "model.onnx"),
             input_names=[INPUT],
@@ -107,8 +108,9 @@ class Reader:
         return None if image is None else {INPUT: image}
 
 
-def ort_static(method: str, few: bool, shop: Workshop) -> Opener:
-    """All operators that ONNX Runtime can quantise, by its CalibrationMethod `method`."""
+def ort_static(method: str, few: bool, products: bool, shop: Workshop) -> Path:
+    """All operators that ONNX Runtime can quantise, or only the matrix products and convolutions
+    (`products`), by its CalibrationMethod `method`."""
     from onnxruntime.quantization import CalibrationMethod, QuantType, quantize_static
 
     source = prepared(shop)
@@ -122,12 +124,13 @@ def ort_static(method: str, few: bool, shop: Workshop) -> Opener:
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             calibrate_method=CalibrationMethod[method],
+            op_types_to_quantize=["MatMul", "Gemm", "Conv"] if products else None,
         )
 
-    return ort_opener(shop.make(method, build) / "model.onnx")
+    return shop.make(f"{method}{'-products' if products else ''}", build) / "model.onnx"
 
 
-def ort_dynamic(shop: Workshop) -> Opener:
+def ort_dynamic(shop: Workshop) -> Path:
     """Products with weights; the convolution stays float, it has no kernel for int8 weights."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
@@ -142,7 +145,7 @@ def ort_dynamic(shop: Workshop) -> Opener:
             weight_type=QuantType.QInt8,
         )
 
-    return ort_opener(shop.make("dynamic", build) / "model.onnx")
+    return shop.make("dynamic", build) / "model.onnx"
 
 
 def ort_opener(path: Path) -> Opener:
@@ -159,7 +162,7 @@ def ort_opener(path: Path) -> Opener:
     return open_with
 
 
-def nncf_int8(transformer: bool, shop: Workshop) -> Opener:
+def nncf_int8(transformer: bool, shop: Workshop) -> Path:
     """NNCF with its defaults, or for a transformer: SmoothQuant, and more left in float."""
     os.environ.setdefault("NNCF_CI", "1")  # otherwise it reports its use over the network
     import nncf
@@ -178,10 +181,10 @@ def nncf_int8(transformer: bool, shop: Workshop) -> Opener:
         openvino.save_model(made, folder / "model.xml", compress_to_fp16=False)
 
     name = "nncf-transformer" if transformer else "nncf-default"
-    return openvino_opener(shop.make(name, build) / "model.xml", None)
+    return shop.make(name, build) / "model.xml"
 
 
-def openvino_opener(path: Path, precision: str | None) -> Opener:
+def openvino_opener(precision: str | None, path: Path) -> Opener:
     """A compiled model for each number of threads; floats in `precision` (None: its choice)."""
     import openvino
 
@@ -196,13 +199,18 @@ def openvino_opener(path: Path, precision: str | None) -> Opener:
     return open_with
 
 
+openvino_int8 = functools.partial(openvino_opener, None)
+
+
 @dataclass(frozen=True)
 class Peer:
-    """How one is made (None: it is the float model), in words, and on how many images."""
+    """A toolchain's model: the file that it makes (None: it is the float model itself), how that is
+    opened, in words, and on how many images it is calibrated."""
 
-    build: Callable[[Workshop], Opener] | None
+    make: Callable[[Workshop], Path] | None
     note: str
     images: Callable[[Workshop], int] = lambda shop: 0
+    open: Callable[[Path], Opener] = ort_opener
 
 
 def all_images(shop: Workshop) -> int:
@@ -213,35 +221,53 @@ def few_images(shop: Workshop) -> int:
     return min(shop.few, len(shop.images))
 
 
-def qdq(method: str, few: bool) -> Peer:
-    note = f"static QDQ u8s8 per channel, {method}{' on fewer images (memory)' if few else ''}"
-    build = functools.partial(ort_static, method, few)
-    return Peer(build, note, few_images if few else all_images)
+def qdq(method: str, few: bool, products: bool = False) -> Peer:
+    what = "products and convolutions only, the rest float" if products else "all it can"
+    fewer = " on fewer images (memory)" if few else ""
+    return Peer(
+        functools.partial(ort_static, method, few, products),
+        f"static QDQ u8s8 per channel, {method}{fewer}; {what}",
+        few_images if few else all_images,
+    )
 
 
 PEERS: dict[str, Peer] = {
     "pytorch-float32": Peer(None, "eager"),
-    "onnxruntime-float32": Peer(lambda shop: ort_opener(exported(shop)), "all optimisations"),
+    "onnxruntime-float32": Peer(exported, "all optimisations"),
     "onnxruntime-minmax": qdq("MinMax", few=False),
+    "onnxruntime-mixed": qdq("MinMax", few=False, products=True),
     "onnxruntime-entropy": qdq("Entropy", few=True),
     "onnxruntime-percentile": qdq("Percentile", few=True),
     "onnxruntime-dynamic": Peer(ort_dynamic, "MatMul and Gemm, s8 weights per channel"),
-    "openvino-float32": Peer(lambda shop: openvino_opener(exported(shop), "f32"), "f32 hint"),
+    "openvino-float32": Peer(exported, "f32 hint", open=functools.partial(openvino_opener, "f32")),
     "nncf-default": Peer(
-        functools.partial(nncf_int8, False), "OpenVINO int8, default preset", all_images
+        functools.partial(nncf_int8, False),
+        "OpenVINO int8, default preset",
+        all_images,
+        openvino_int8,
     ),
     "nncf-transformer": Peer(
-        functools.partial(nncf_int8, True), "OpenVINO int8, ModelType.TRANSFORMER", all_images
+        functools.partial(nncf_int8, True),
+        "OpenVINO int8, ModelType.TRANSFORMER",
+        all_images,
+        openvino_int8,
     ),
 }
 
 
+def file_bytes(path: Path) -> int:
+    """Of a model file, with the weights that OpenVINO keeps in a file beside it."""
+    beside = path.with_suffix(".bin")
+    return path.stat().st_size + (beside.stat().st_size if beside.is_file() else 0)
+
+
 def open_peer(name: str, shop: Workshop) -> Subject:
     """A peer as what `iqvit eval` and `iqvit bench` run."""
-    model, build = shop.model, PEERS[name].build
-    if build is None:
+    model, peer = shop.model, PEERS[name]
+    if peer.make is None:
         return float_subject(model, name)
-    opener = build(shop)
+    path = peer.make(shop)
+    opener = peer.open(path)
     current = [opener(1)]
 
     def set_threads(threads: int) -> None:
@@ -265,5 +291,5 @@ def open_peer(name: str, shop: Workshop) -> Subject:
         example=lambda: model.normalise(random_image(model.input_shape)).numpy(),
         call=call,
         set_threads=set_threads,
-        facts={},
+        facts={"file_bytes": file_bytes(path)},
     )

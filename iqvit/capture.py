@@ -250,7 +250,8 @@ def _output_names(program: ExportedProgram) -> tuple[str, ...]:
 
 
 def _only_name(program: ExportedProgram) -> str:
-    (tensor,) = program.graph.output_node().args[0]  # type: ignore[misc]
+    outputs: Any = program.graph.output_node().args[0]
+    (tensor,) = outputs
     return "logits" if tensor.meta["val"].is_floating_point() else "classes"
 
 

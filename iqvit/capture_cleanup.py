@@ -1,6 +1,7 @@
 """What a captured graph does not need: run-time assertions, and outputs that nobody asked for."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import fx
@@ -46,6 +47,7 @@ def keep_outputs(
         what = f"no output {unknown[0]!r}" if unknown else "no outputs asked for"
         raise CaptureError(f"{what}: the model returns {', '.join(names)}")
     output = graph.output_node()
-    values = dict(zip(names, output.args[0], strict=True))  # type: ignore[arg-type]
+    returned: Any = output.args[0]
+    values = dict(zip(names, returned, strict=True))
     output.args = (tuple(values[name] for name in wanted),)
     return tuple(wanted)

@@ -254,7 +254,7 @@ def test_a_trained_folder_for_other_classes_keeps_its_encoder(trained):
     new = [k for k, t in start.segmenter.state_dict().items() if not t.equal(theirs[k])]
     assert sorted(new) == ["decoder.cls_emb", "decoder.mask_norm.bias", "decoder.mask_norm.weight"]
     assert start.segmenter.state_dict()["decoder.cls_emb"].shape[1] == 5
-    assert "made for 5 classes anew: decoder.cls_emb" in start.notes[-1]
+    assert "made anew: decoder.cls_emb" in start.notes[-1]
     again = continued(trained, size=(40, 48), classes=5, seed=1).segmenter.decoder.cls_emb
     assert torch.equal(again, start.segmenter.decoder.cls_emb)
 
@@ -331,3 +331,14 @@ def test_no_curves_without_matplotlib(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "matplotlib.backends.backend_agg", None)
     assert not write_curves(tmp_path / "c.png", [{"epoch": 1, "loss": 1.0, "lr": 1.0}], "miou")
     assert not (tmp_path / "c.png").exists()
+
+
+def test_another_decoder_on_a_trained_encoder(trained):
+    start = continued(trained, size=(32, 48), classes=3, decoder="linear")
+    kept = load_segmenter(trained, (32, 48)).segmenter.encoder.state_dict()
+    assert all(
+        torch.equal(value, kept[name])
+        for name, value in start.segmenter.encoder.state_dict().items()
+    )
+    assert start.segmenter.config.decoder == "linear"
+    assert "made anew: decoder.head.bias" in start.notes[-1]

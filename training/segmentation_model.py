@@ -60,25 +60,33 @@ def fresh(
 
 
 def continued(
-    folder: Path, *, size: tuple[int, int], classes: int, drop_path: float = 0.0, seed: int = 0
+    folder: Path,
+    *,
+    size: tuple[int, int],
+    classes: int,
+    decoder: str | None = None,
+    drop_path: float = 0.0,
+    seed: int = 0,
 ) -> Start:
     """The trained Segmenter of `folder`, resampled to `size`, for `classes` classes.
 
-    Every weight whose name and shape are those of the model for `classes` is kept, which is all of
-    the encoder; the rest is drawn from `seed`, and noted. Raises ModelError.
+    decoder: "linear" or "mask" where it is to be another than the trained one's. Every weight whose
+    name and shape are those of the new model is kept, which is all of the encoder; the rest is
+    drawn from `seed`, and noted. Raises ModelError.
     """
     _require_rate(drop_path)
     loaded = load_segmenter(folder, size)
     config = replace(loaded.segmenter.config, classes=classes, drop_path=drop_path)
+    config = config if decoder is None else replace(config, decoder=decoder)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         segmenter = Segmenter(config)
     own, theirs = segmenter.state_dict(), loaded.segmenter.state_dict()
-    kept = {name: t for name, t in theirs.items() if t.shape == own[name].shape}
+    kept = {n: t for n, t in theirs.items() if n in own and t.shape == own[n].shape}
     segmenter.load_state_dict({**own, **kept})
     notes = loaded.notes
     if lost := sorted(own.keys() - kept.keys()):
-        notes = (*notes, f"made for {classes} classes anew: {', '.join(lost)}")
+        notes = (*notes, f"made anew: {', '.join(lost)}")
     made = replace(loaded, segmenter=segmenter, notes=notes)
     return _start(made, f"{SPEC}{folder.name}", Path(loaded.weights).name)
 

@@ -57,6 +57,10 @@ def segmentation(
         Path | None,
         typer.Option("--from", metavar="FOLDER", help="Begin with this trained segmenter."),
     ] = None,
+    decoder: Annotated[
+        str | None,
+        typer.Option("--decoder", help="linear or mask, made anew, where --from has the other."),
+    ] = None,
     input_size: Annotated[
         Size,
         typer.Option(
@@ -146,6 +150,7 @@ def segmentation(
         model,
         weights,
         start,
+        decoder,
         size=options.crop,
         classes=len(train.classes),
         drop_path=drop_path,
@@ -198,17 +203,21 @@ class Teller:
             screen.note("no curves.png without matplotlib: pip install 'iqvit[train]'")
 
 
-def _begin(model: str | None, weights: Path | None, start: Path | None, **sizes: Any) -> "Start":
+def _begin(
+    model: str | None, weights: Path | None, start: Path | None, decoder: str | None, **sizes: Any
+) -> "Start":
     """The model of --model and --weights, or of --from; ModelError unless it is one of them."""
     from iqvit.training.segmentation_model import continued, fresh
 
+    if decoder is not None and start is None:
+        raise ModelError("--decoder goes with --from; --model names its decoder")
     if model is not None and start is None:
         return fresh(model, weights=weights, **sizes)
     if start is None or model is not None:
         raise ModelError("give one of --model SPEC, for a fresh segmenter, and --from FOLDER")
     if weights is not None:
         raise ModelError("--weights goes with --model; --from FOLDER has its own")
-    return continued(start, **sizes)
+    return continued(start, decoder=decoder, **sizes)
 
 
 def _require_unused(folder: Path) -> None:
