@@ -1,5 +1,6 @@
 """Detections for people to look at: boxes with their class and score on the image."""
 
+import colorsys
 from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont
@@ -8,10 +9,12 @@ from torchvision.transforms.v2.functional import to_pil_image
 
 from iqvit.errors import DataError
 from iqvit.eval.class_list import Colour
-from iqvit.eval.overlay import INK, LARGEST_TEXT, LEAST_HEIGHT, SMALLEST_TEXT
+from iqvit.eval.overlay import INK, LARGEST_TEXT, LEAST_HEIGHT, PAPER, SMALLEST_TEXT
 
-LEAST_LUMA = 140
-"""Of a class colour, in 0..255; darker ones are mixed with white, to be seen on dark images."""
+DARK_LUMA = 120
+"""Of a class colour, in 0..255 (BT.601); below it names are written in white."""
+GOLDEN = 0.618034
+"""Of a turn: hues at this distance stay apart however many there are."""
 
 Rectangle = tuple[float, float, float, float]
 
@@ -38,42 +41,45 @@ def draw_boxes(
         enlarged = (picture.width * factor, picture.height * factor)
         picture = picture.resize(enlarged, Image.Resampling.NEAREST)
     size = min(LARGEST_TEXT, max(SMALLEST_TEXT, picture.height // 36))
-    line = max(2, picture.height // 240)
+    line = max(3, picture.height // 200)
     draw = ImageDraw.Draw(picture)
     frames = [_inside(box, factor, picture.size) for box in boxes.tolist()]
-    colours = [bright(palette[label]) for label in labels.tolist()]
+    colours = [palette[label] for label in labels.tolist()]
     # The best are drawn last, over the others.
     for frame, colour in reversed(list(zip(frames, colours, strict=True))):
         _frame(draw, frame, colour, line)
     font = ImageFont.load_default(size)
-    taken: list[Rectangle] = []
-    for index, (frame, colour) in enumerate(zip(frames, colours, strict=True)):
-        text = classes[int(labels[index])]
-        if scores is not None:
-            text += f" {float(scores[index]):.2f}"
+    texts = [classes[label] for label in labels.tolist()]
+    if scores is not None:
+        texts = [f"{text} {score:.2f}" for text, score in zip(texts, scores.tolist(), strict=True)]
+    places: list[Rectangle] = []
+    for frame, text in zip(frames, texts, strict=True):
         extent = (font.getlength(text) + size // 2, size * 5 // 4)
-        place = _place(frame, extent, picture.size, taken)
-        taken.append(place)
+        places.append(_place(frame, extent, picture.size, places))
+    for place, colour, text in reversed(list(zip(places, colours, texts, strict=True))):
         draw.rectangle(place, fill=colour)
         middle = (place[1] + place[3]) / 2
-        draw.text((place[0] + size // 4, middle), text, fill=INK, font=font, anchor="lm")
+        ink = PAPER if _luma(colour) < DARK_LUMA else INK
+        draw.text((place[0] + size // 4, middle), text, fill=ink, font=font, anchor="lm")
     return picture
 
 
-def bright(colour: Colour) -> Colour:
-    """The colour, mixed with as much white as gives it a luma (BT.601) of `LEAST_LUMA`."""
-    luma = sum(w * c for w, c in zip((299, 587, 114), colour, strict=True)) / 1000
-    if luma >= LEAST_LUMA:
-        return colour
-    share = (LEAST_LUMA - luma) / (255 - luma)
-    red, green, blue = (round(c + share * (255 - c)) for c in colour)
-    return red, green, blue
+def vivid_colours(count: int) -> tuple[Colour, ...]:
+    """RGB in 0..255 for `count` classes, bright and far apart, as thin lines ask for."""
+    hues = [(index * GOLDEN + 0.95) % 1 for index in range(count)]
+    shades = [((0.85, 1.0), (1.0, 0.75), (0.5, 1.0))[index // 8 % 3] for index in range(count)]
+    colours = [colorsys.hsv_to_rgb(hue, *shade) for hue, shade in zip(hues, shades, strict=True)]
+    return tuple((round(255 * r), round(255 * g), round(255 * b)) for r, g, b in colours)
+
+
+def _luma(colour: Colour) -> float:
+    return sum(w * c for w, c in zip((299, 587, 114), colour, strict=True)) / 1000
 
 
 def _frame(draw: ImageDraw.ImageDraw, frame: Rectangle, colour: Colour, line: int) -> None:
     """The outline, with a thin dark one around it, so that it is seen on light images too."""
     x1, y1, x2, y2 = frame
-    draw.rectangle((x1 - 1, y1 - 1, x2 + 1, y2 + 1), outline=INK, width=line + 2)
+    draw.rectangle((x1 - 1, y1 - 1, x2 + 1, y2 + 1), outline=INK)
     draw.rectangle(frame, outline=colour, width=line)
 
 
@@ -87,11 +93,12 @@ def _inside(box: Sequence[float], factor: int, size: tuple[int, int]) -> Rectang
 def _place(
     frame: Rectangle, extent: tuple[float, float], size: tuple[int, int], taken: list[Rectangle]
 ) -> Rectangle:
-    """Above the box, inside its top, below it, inside its bottom: the first that hides no name."""
+    """Above the box, in its top, below it, down inside it: the first that hides no name."""
     width, height = extent
     x1, y1, x2, y2 = frame
     lefts = (x1, x2 - width)
-    tops = (y1 - height, y1, y2, y2 - height)
+    rows = int((y2 - y1) // height)
+    tops = (y1 - height, y1, y2, *(y1 + row * height for row in range(1, rows)))
     places = [
         (x, y, x + width, y + height)
         for y in tops

@@ -9,7 +9,6 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from iqvit.errors import DataError
-from iqvit.eval.class_list import Colour, distinct_colours
 from iqvit.eval.coco_json import (
     Annotation,
     Category,
@@ -75,11 +74,6 @@ class CocoSet:
 
     def __len__(self) -> int:
         return len(self.items)
-
-    @property
-    def palette(self) -> tuple[Colour, ...]:
-        """An RGB colour in 0..255 for each class."""
-        return distinct_colours(len(self.classes))
 
     def image(self, index: int) -> Tensor:
         """uint8 RGB [3, H, W]; DataError for a damaged file or one of another size than `size`."""

@@ -60,8 +60,8 @@ def evaluate_detection(
     `read` makes the model's input and must squash, so that fractions of it are fractions of the
     image. `numbers` says what the detector's numbers stand for, `class_of` which class of the data
     each label of the model is (-1: none), by default the label itself. Always: `STATS` (None where
-    there is nothing of that size), images, boxes, skipped, seconds. With `reference`: float_ and the first
-    six of `STATS`, and agreement: of all detections of both with a score of at least
+    there is nothing of that size), images, boxes, skipped, seconds. With `reference`: the first six
+    of `STATS` as float_NAME, and agreement: of all detections of both with a score of at least
     `agreement_score`, the percent that are `same_detections` (None without any detection).
     `limit` takes so many images, evenly spaced; the others do not count as missed, nor do those
     that cannot be read, which `skip_bad` leaves out. on_found is given every image's detections.
@@ -135,8 +135,7 @@ def coco_metrics(
     None where there is no box of that size or class. Raises DataError if there is no box at all;
     crowd regions are none.
     """
-    from pycocotools.cocoeval import COCOeval
-
+    COCO, COCOeval = _pycocotools()
     if all(bool(item.iscrowd.all()) for item in items):
         raise DataError(
             f"there is nothing to score: none of {len(items)} images of {dataset.annotations} has "
@@ -144,7 +143,11 @@ def coco_metrics(
         )
     truth = _ground_truth(dataset, items)
     with contextlib.redirect_stdout(io.StringIO()):
-        scored = COCOeval(_index(truth), _index({**truth, "annotations": _found(results)}), "bbox")
+        sides = [COCO(), COCO()]
+        sides[0].dataset, sides[1].dataset = truth, {**truth, "annotations": _found(results)}
+        for side in sides:
+            side.createIndex()
+        scored = COCOeval(*sides, "bbox")
         scored.params.imgIds = [item.image_id for item in items]
         scored.params.catIds = list(dataset.category_ids)
         scored.evaluate()
@@ -198,13 +201,15 @@ def _found(results: Sequence[Result]) -> list[Result]:
     ]
 
 
-def _index(content: dict[str, Any]) -> Any:
-    from pycocotools.coco import COCO
-
-    coco = COCO()
-    coco.dataset = content
-    coco.createIndex()
-    return coco
+def _pycocotools() -> tuple[Any, Any]:
+    try:
+        from pycocotools.coco import COCO
+        from pycocotools.cocoeval import COCOeval
+    except ImportError as error:
+        raise DataError(
+            f"average precision needs pycocotools ({error}): pip install 'iqvit[coco]'"
+        ) from error
+    return COCO, COCOeval
 
 
 def _share(value: float) -> float | None:

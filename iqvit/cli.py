@@ -13,6 +13,7 @@ from iqvit.commands import (
     compile,
     demo,
     eval,
+    eval_coco,
     eval_segmentation,
     inspect,
     predict,
@@ -121,6 +122,7 @@ EVALUATIONS: tuple[tuple[str, Callable[..., None], str], ...] = (
     ("segmentation", eval_segmentation.segmentation, "Any images with masks: mIoU."),
     ("ade20k", eval_segmentation.ade20k, "ADE20K, 150 classes: mIoU."),
     ("cityscapes", eval_segmentation.cityscapes, "Cityscapes, 19 classes: mIoU."),
+    ("coco", eval_coco.coco, "COCO and data in its format: average precision."),
 )
 for name, command, line in EVALUATIONS:
     evaluation.command(name, short_help=line)(guarded(command))

@@ -15,7 +15,7 @@ from iqvit.models.weights import Weights, load_weights
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 CROPS = ("center", "squash")
-TASKS = ("classification", "segmentation")
+TASKS = ("classification", "segmentation", "detection")
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
 
 
@@ -29,6 +29,8 @@ class FloatModel:
     the weights are from; `notes` holds what the loader had to decide and a user should be told.
     task "classification": the network gives [N, classes]; "segmentation": class indices [N, H, W],
     or logits [N, classes, H, W]; palette then holds RGB in 0..255 of each class, where known.
+    "detection": boxes [N, K, 4], scores [N, K] in 0..1 and labels [N, K], best first; a box is
+    (cx, cy, w, h) as fractions of the image.
     """
 
     module: nn.Module

@@ -1,4 +1,4 @@
-"""`iqvit predict`: the best classes of images, or the class of every pixel."""
+"""`iqvit predict`: the best classes of images, the class of every pixel, or boxes."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -8,9 +8,10 @@ import typer
 from iqvit.commands import screen
 from iqvit.commands.options import MODEL_HELP, Json, SkipBad, Weights
 from iqvit.commands.outputs import require_file, write_metrics
+from iqvit.commands.predict_boxes import DEFAULT_SCORE, predict_boxes
 from iqvit.commands.predict_maps import predict_maps
 from iqvit.commands.segmenting import WindowStride
-from iqvit.commands.subject import SEGMENTATION, Subject, open_subject
+from iqvit.commands.subject import DETECTION, SEGMENTATION, Subject, open_subject
 from iqvit.errors import DataError
 
 if TYPE_CHECKING:
@@ -31,7 +32,17 @@ def predict(
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", "-o", metavar="DIR", help="Where class maps go; for a segmentation model."
+            "--output", "-o", metavar="DIR", help="Where class maps go, or pictures of boxes."
+        ),
+    ] = None,
+    score: Annotated[
+        float | None,
+        typer.Option(
+            "--score",
+            metavar="S",
+            min=0,
+            max=1,
+            help=f"Least score of a box that is shown; {DEFAULT_SCORE}.",
         ),
     ] = None,
     window_stride: WindowStride = None,
@@ -39,26 +50,32 @@ def predict(
     skip_bad: SkipBad = False,
     json: Json = None,
 ) -> None:
-    """Show the best classes of each image, or the class of each of its pixels.
+    """Show the best classes of each image, the class of each of its pixels, or boxes.
 
     \b
     Examples:
       iqvit predict artifact/ cat.jpg dog.jpg --top 3
       iqvit predict segmentation-artifact/ street.png -o maps/
+      iqvit predict detection-artifact/ street.png -o boxes/ --score 0.3
 
     A classifier: `score` is the integer that the program computed, `value` the real number it
     stands for. Equal scores are ordered by class. A segmenter: DIR/NAME.classes.png holds the class
     indices at the image's own size (grey, 8 bits), DIR/NAME.overlay.png shows them over the image
-    with a legend. Next: `iqvit eval` for many images with known classes.
+    with a legend. A detector: DIR/NAME.boxes.png shows boxes with class and score, and
+    DIR/NAME.boxes.json lists them, [x, y, width, height] in pixels of the image. Next: `iqvit eval`
+    for many images with known classes.
     """
     require_file(json)
     # Of float models only segmenters can slide, so that others refuse it when they are opened.
     subject = open_subject(model, weights=weights, logits=window_stride is not None)
     if subject.task == SEGMENTATION:
-        _refuse({"--top": top}, subject)
+        _refuse({"--top": top, "--score": score}, subject)
         metrics = predict_maps(subject, images, output, window_stride, skip_bad)
+    elif subject.task == DETECTION:
+        _refuse({"--top": top, "--window-stride": window_stride}, subject)
+        metrics = predict_boxes(subject, images, output, score, skip_bad)
     else:
-        _refuse({"--output": output, "--window-stride": window_stride}, subject)
+        _refuse({"--output": output, "--window-stride": window_stride, "--score": score}, subject)
         metrics = predict_classes(subject, images, top or DEFAULT_TOP, skip_bad)
     write_metrics(json, metrics)
 

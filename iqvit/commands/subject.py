@@ -1,7 +1,7 @@
 """MODEL of the command line: a float model, an .iqv or an artifact, all called alike."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,9 +16,12 @@ if TYPE_CHECKING:
     from iqvit.tvm_backend.runtime import Artifact
 
 FLOAT, INTERPRETER, LIBRARY = "float", "interpreter", "library"
-CLASSIFICATION, SEGMENTATION = "classification", "segmentation"
-RANKS = {CLASSIFICATION: (2,), SEGMENTATION: (3, 4)}
-"""How many axes the output of a task has: [1, classes]; [1, H, W] or [1, classes, H, W]."""
+CLASSIFICATION, SEGMENTATION, DETECTION = "classification", "segmentation", "detection"
+RANKS = {CLASSIFICATION: (2,), SEGMENTATION: (3, 4), DETECTION: (2,)}
+"""How many axes the output of a task has: [1, classes]; [1, H, W] or [1, classes, H, W]; the scores
+[1, K]."""
+BOXES, SCORES, LABELS = "boxes", "scores", "labels"
+"""Names of a detector's outputs."""
 Size = int | tuple[int, int]
 """Pixels of a side, or (height, width)."""
 
@@ -33,6 +36,8 @@ class Subject:
     (score - zero_point). example and call are for timing: one image in the model's own form, and
     one run on it. facts: metrics known without running it (macs, params, bytes). set_threads holds
     for the calls after it. palette: RGB in 0..255 of each class, where the model has colours.
+    For "detection" scores gives [N, K], and outputs all of `BOXES`, `SCORES` and `LABELS`; qparams
+    says what the numbers of each output stand for, and is empty for a float model.
     """
 
     name: str
@@ -50,6 +55,8 @@ class Subject:
     folder: Path | None = None
     task: str = CLASSIFICATION
     palette: tuple[tuple[int, int, int], ...] = ()
+    outputs: Callable[["Tensor"], Mapping[str, "Tensor"]] | None = None
+    qparams: Mapping[str, Mapping[str, Any] | None] = field(default_factory=dict)
 
     @property
     def preprocess(self) -> "Preprocess":
@@ -140,19 +147,24 @@ def float_subject(model: "FloatModel", name: str | None = None) -> Subject:
         with torch.no_grad():
             return model.module(model.normalise(x))
 
+    def detections(x: torch.Tensor) -> Mapping[str, torch.Tensor]:
+        return dict(zip((BOXES, SCORES, LABELS), pixels(x), strict=True))
+
+    by_task = {SEGMENTATION: pixels, DETECTION: lambda x: detections(x)[SCORES]}
     return Subject(
         name=name or model.name,
         kind=FLOAT,
         input_shape=model.input_shape,
         labels=model.labels or (),
         preprocessing=model.preprocessing,
-        scores=pixels if model.task == SEGMENTATION else model.scores,
+        scores=by_task.get(model.task, model.scores),
         example=example,
         call=call,
         set_threads=torch.set_num_threads,
         facts={"params": sum(p.numel() for p in model.module.parameters())},
         task=model.task,
         palette=model.palette or (),
+        outputs=detections if model.task == DETECTION else None,
     )
 
 
@@ -169,8 +181,8 @@ def open_graph(path: Path) -> Subject:
     shapes = {name: graph[node].type.shape for name, node in graph.outputs.items()}
     task = graph.meta.get("task", CLASSIFICATION)
     chosen = score_output(shapes, str(path), task)
-    quantised = qparams_json(graph[graph.outputs[chosen]].qparams)
-    scale, zero_point = _scalars(quantised, str(path), len(shapes[chosen]))
+    quantised = {k: qparams_json(graph[node].qparams) for k, node in graph.outputs.items()}
+    scale, zero_point = _scalars(quantised[chosen], str(path), len(shapes[chosen]))
     shape = graph.input.type.shape
     spent = cost(graph)
     return Subject(
@@ -188,6 +200,8 @@ def open_graph(path: Path) -> Subject:
         zero_point=zero_point,
         task=task,
         palette=colours(graph.meta.get("palette")),
+        outputs=lambda x: run(graph, x),
+        qparams=quantised,
     )
 
 
@@ -224,6 +238,8 @@ def artifact_subject(artifact: "Artifact", name: str) -> Subject:
         folder=artifact.folder,
         task=task,
         palette=colours(manifest.get("palette")),
+        outputs=artifact,
+        qparams=outputs,
     )
 
 
@@ -240,7 +256,7 @@ def score_output(shapes: dict[str, tuple[int, ...]], name: str, task: str) -> st
     fitting = [output for output, shape in shapes.items() if len(shape) in RANKS.get(task, ())]
     if not fitting:
         raise ModelError(f"{name} has no output for {task}: its outputs are {shapes}")
-    return "logits" if "logits" in fitting else fitting[0]
+    return next((usual for usual in ("logits", SCORES) if usual in fitting), fitting[0])
 
 
 def colours(values: Any) -> tuple[tuple[int, int, int], ...]:
