@@ -16,10 +16,12 @@ TO_FIRST = (0, 3, 1, 2)
 class ChannelsLast(Op):
     """`inner` with its first input and its result channels-last; the other inputs as they are.
 
-    It exists while a program is compiled only, and so is no operator of the text format.
+    With `planes` the first input too is as it is. The operator exists while a program is compiled
+    only, and so is none of the text format.
     """
 
     inner: Op
+    planes: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "NAME", self.inner.NAME)
@@ -29,7 +31,8 @@ class ChannelsLast(Op):
 
     def run(self, *args: torch.Tensor) -> torch.Tensor:
         x, *others = args
-        return self.inner.run(x.permute(TO_FIRST), *others).permute(TO_LAST).contiguous()
+        x = x if self.planes else x.permute(TO_FIRST)
+        return self.inner.run(x, *others).permute(TO_LAST).contiguous()
 
     def macs(self, *args: IntType) -> int:
         return self.inner.macs(*self._first(args))
@@ -43,13 +46,16 @@ class ChannelsLast(Op):
     def lower(self, bb: Any, args: list[Any], types: list[IntType], out: IntType) -> Any:
         from tvm import topi
 
-        x = bb.emit_te(topi.transpose, args[0], TO_FIRST, primfunc_name_hint="first")
+        x = args[0]
+        if not self.planes:
+            x = bb.emit(bb.emit_te(topi.transpose, x, TO_FIRST, primfunc_name_hint="first"))
         types = self._first(tuple(types))
-        y = self.inner.lower(bb, [bb.emit(x), *args[1:]], types, _moved(out, TO_FIRST))
+        y = self.inner.lower(bb, [x, *args[1:]], types, _moved(out, TO_FIRST))
         return bb.emit_te(topi.transpose, bb.emit(y), TO_LAST, primfunc_name_hint="last")
 
-    @staticmethod
-    def _first(args: tuple[IntType, ...]) -> list[IntType]:
+    def _first(self, args: tuple[IntType, ...]) -> list[IntType]:
+        if self.planes:
+            return list(args)
         return [_moved(args[0], TO_FIRST), *args[1:]]
 
 

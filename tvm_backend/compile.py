@@ -8,6 +8,7 @@ from typing import Any
 
 from iqvit.cost import cost
 from iqvit.intgraph import IntGraph, Node, qparams_json
+from iqvit.tvm_backend.arrange import arrange
 from iqvit.tvm_backend.artifact import write_artifact
 from iqvit.tvm_backend.lower import lower_steps
 from iqvit.tvm_backend.pipeline import build
@@ -34,8 +35,9 @@ def compile(
     chosen = resolve(target) if isinstance(target, str) else target
     tell = progress or (lambda _stage: None)
     tell("lower")
-    steps = plan(graph, chosen)
-    module = lower_steps(graph, steps)
+    arranged = arrange(graph, chosen)
+    steps = plan(arranged, chosen)
+    module = lower_steps(arranged, steps)
     tell("build")
     executable = build(module, chosen)
     tell("write")

@@ -10,6 +10,7 @@ from tvm import relax
 
 from iqvit.intgraph import IntGraph
 from iqvit.ops.reshape import Reshape
+from iqvit.tvm_backend.arrange import arrange
 from iqvit.tvm_backend.kernels.call import As, Call
 from iqvit.tvm_backend.plan import Step, plan
 from iqvit.tvm_backend.targets import HOST, Target, resolve
@@ -24,7 +25,8 @@ def lower(graph: IntGraph, target: Target | str = HOST) -> tvm.IRModule:
     operators' own lowerings. Raises `TargetError` for an unknown target.
     """
     chosen = resolve(target) if isinstance(target, str) else target
-    return lower_steps(graph, plan(graph, chosen))
+    arranged = arrange(graph, chosen)
+    return lower_steps(arranged, plan(arranged, chosen))
 
 
 def lower_steps(graph: IntGraph, steps: list[Step]) -> tvm.IRModule:

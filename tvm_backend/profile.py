@@ -10,6 +10,7 @@ import tvm
 from tvm import relax
 
 from iqvit.intgraph import IntGraph
+from iqvit.tvm_backend.arrange import arrange
 from iqvit.tvm_backend.lower import lower_named
 from iqvit.tvm_backend.pipeline import build
 from iqvit.tvm_backend.plan import ALIAS, plan
@@ -48,6 +49,7 @@ def profile(
     no row. Raises as `lower`, and `TargetError` for a wrong number of threads.
     """
     chosen = resolve(target) if isinstance(target, str) else target
+    graph = arrange(graph, chosen)
     planned = plan(graph, chosen)
     steps = [step for step in planned if step.kernel != ALIAS]
     module, names = lower_named(graph, planned)

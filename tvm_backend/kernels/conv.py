@@ -5,8 +5,11 @@ from collections.abc import Callable
 import numpy as np
 
 from iqvit.intgraph import IntGraph
+from iqvit.ops.avg_pool import AvgPool
 from iqvit.ops.base import Op
 from iqvit.ops.conv2d import Conv2d
+from iqvit.ops.max_pool import MaxPool
+from iqvit.ops.upsample_nearest import UpsampleNearest
 from iqvit.tvm_backend.channels_last import ChannelsLast
 from iqvit.tvm_backend.fuse import Group
 from iqvit.tvm_backend.kernels.call import As, Call
@@ -18,6 +21,7 @@ from iqvit.tvm_backend.kernels.conv_kernel import (
     window_weights,
 )
 from iqvit.tvm_backend.kernels.gemm import Gemm
+from iqvit.tvm_backend.kernels.images import avg_pool, max_pool, upsample_nearest
 from iqvit.tvm_backend.kernels.isa import Isa
 from iqvit.tvm_backend.kernels.linear import followers_of
 from iqvit.tvm_backend.kernels.packing import pack_weights
@@ -36,7 +40,9 @@ def channels_last(graph: IntGraph, group: Group, isa: Isa) -> Call | None:
 def conv(graph: IntGraph, group: Group, isa: Isa) -> Call | None:
     """The call of a convolution without groups."""
     node = group.head
-    op = node.op.inner if isinstance(node.op, ChannelsLast) else None
+    if not isinstance(node.op, ChannelsLast):
+        return None
+    op = node.op.inner
     if not isinstance(op, Conv2d) or op.groups != 1 or op.shift < 1:
         return None
     followed = followers_of(graph, group)
@@ -44,10 +50,11 @@ def conv(graph: IntGraph, group: Group, isa: Isa) -> Call | None:
         return None
     stages, values = followed
     x, weight, bias, mult = graph.types_of(node)
-    n, _, kh, kw = weight.shape
+    n, channels, kh, kw = weight.shape
     isa = block_of(isa, n)
-    image = (x.shape[1], x.shape[2], x.shape[3])
-    window = Window(image, (kh, kw), op.stride, op.padding, op.dilation)
+    planes = node.op.planes
+    height, width = x.shape[2:] if planes else x.shape[1:3]
+    window = Window((height, width, channels), (kh, kw), op.stride, op.padding, op.dilation, planes)
     requant = Requant(op.shift, op.zero_point, op.dtype, op.lo, op.hi)
     out = group.last.type
     gemm = Gemm(
@@ -87,5 +94,10 @@ def conv(graph: IntGraph, group: Group, isa: Isa) -> Call | None:
     )
 
 
-OFFERS: dict[type[Op], Callable[[IntGraph, Group, Isa], Call | None]] = {Conv2d: conv}
+OFFERS: dict[type[Op], Callable[[IntGraph, Group, Isa], Call | None]] = {
+    Conv2d: conv,
+    MaxPool: max_pool,
+    AvgPool: avg_pool,
+    UpsampleNearest: upsample_nearest,
+}
 """Fast kernels by the operator over channels-last images."""
