@@ -12,6 +12,7 @@ from iqvit.inttype import LIMITS, IntType, QParams
 from iqvit.ops import (
     Argmax,
     L2Normalize,
+    LambdaShiftGelu,
     LayerNorm,
     Matmul,
     Permute,
@@ -169,5 +170,17 @@ def test_layernorm_over_classes(count, target):
     node = builder.add("image", Input(x.shape), [])
     node = builder.add("x", Requantise(257, -32768, 0, "int16", *LIMITS["int16"]), [node])
     constants = [builder.constant(k, v) for k, v in (("gain", g), ("bias", b))]
+    node = builder.add("op0", op, [node, *constants])
+    check(builder.finish({"out": node.name}), target)
+
+
+@targets
+def test_lambda_shiftgelu_as_a_table(target):
+    builder = GraphBuilder()
+    node = builder.add("image", Input((1, 3, 43)), [])
+    node = builder.add("x", Requantise(1, -128, 0, "int8", -128, 127), [node])
+    qout = QParams.of(0.0003, -4)
+    op, *values = LambdaShiftGelu.of(QParams.of(6 / 127), qout, "int16")
+    constants = [builder.constant(k, v) for k, v in zip("mz", values, strict=True)]
     node = builder.add("op0", op, [node, *constants])
     check(builder.finish({"out": node.name}), target)

@@ -10,6 +10,7 @@ from iqvit.ops.base import Op
 from iqvit.ops.concat import Concat
 from iqvit.ops.conv2d import Conv2d
 from iqvit.ops.l2_normalize import L2Normalize
+from iqvit.ops.lambda_shiftgelu import LambdaShiftGelu
 from iqvit.ops.layernorm import LayerNorm
 from iqvit.ops.linear import Linear
 from iqvit.ops.lookup import Lookup
@@ -28,8 +29,8 @@ from iqvit.tvm_backend.channels_last import ChannelsLast
 from iqvit.tvm_backend.fuse import Group, groups
 from iqvit.tvm_backend.kernels.attention import attention
 from iqvit.tvm_backend.kernels.call import Call
-from iqvit.tvm_backend.kernels.conv import channels_last
 from iqvit.tvm_backend.kernels.class_map import class_map
+from iqvit.tvm_backend.kernels.conv import channels_last
 from iqvit.tvm_backend.kernels.copies import concat, strided_copy
 from iqvit.tvm_backend.kernels.elementwise import elementwise
 from iqvit.tvm_backend.kernels.isa import Isa
@@ -47,6 +48,7 @@ FAST: dict[type[Op], Callable[[IntGraph, Group, Isa], Call | None]] = {
     RowPeak: row_peak,
     RowQuantise: row_quantise,
     Add: elementwise,
+    LambdaShiftGelu: elementwise,
     Lookup: elementwise,
     Multiply: elementwise,
     Rectified: elementwise,

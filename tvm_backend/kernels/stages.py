@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from tvm.ir import Expr
 from tvm.tirx import Buffer
 from tvm.tirx.script import builder as T
@@ -13,6 +14,7 @@ from iqvit.intgraph import IntGraph, Node
 from iqvit.inttype import LIMITS, IntType
 from iqvit.ops.add import Add
 from iqvit.ops.base import Op
+from iqvit.ops.lambda_shiftgelu import LambdaShiftGelu
 from iqvit.ops.lookup import Lookup
 from iqvit.ops.multiply import Multiply
 from iqvit.ops.rectified import SEGMENTS, Rectified
@@ -249,6 +251,8 @@ def stage_of(graph: IntGraph, node: Node, place: int) -> tuple[Stage, list[Value
     None where the vector form does not cover the node.
     """
     types, op = tuple(graph.types_of(node)), node.op
+    if isinstance(op, LambdaShiftGelu):
+        return _tabulated(op, types, node.type)
     fits_here = type(op) in _EMIT and types[place].size == node.type.size
     if not fits_here or not _covered(op, types) or (isinstance(op, TABLED) and place != 0):
         return None
@@ -270,6 +274,20 @@ def stage_of(graph: IntGraph, node: Node, place: int) -> tuple[Stage, list[Value
     least = LIMITS[types[0].dtype][0] if isinstance(op, Lookup) else 0
     stage = Stage(type(op), node.type.dtype, lo, hi, fits32(*ends), tuple(operands), least)
     return stage, values
+
+
+def _tabulated(op: LambdaShiftGelu, types: Types, out: IntType) -> tuple[Stage, list[Value]] | None:
+    """A function of 8-bit values as the table of what it gives; None if it differs by channel."""
+    if types[1].value is None or types[2].value is None or types[1].size > 1 or types[2].size > 1:
+        return None
+    least, most = LIMITS[types[0].dtype]
+    constants = [
+        torch.from_numpy(kind.value.copy()) for kind in types[1:] if kind.value is not None
+    ]
+    table = op.run(torch.arange(least, most + 1)[:, None], *constants)[:, 0].to(torch.int32)
+    operands = (Operand("table", "int32", table.numel()), Operand("scalars", "int64", 1))
+    stage = Stage(Lookup, out.dtype, out.lo, out.hi, True, operands, least)
+    return stage, [table.numpy(), np.zeros(1, np.int64)]
 
 
 def _operand(name: str, kind: IntType, out: IntType) -> tuple[Operand, Value] | None:
