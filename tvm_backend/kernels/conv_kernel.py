@@ -7,13 +7,10 @@ that it reads; that costs one pass over the image for every stretch of panels.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
-from tvm.ir import Expr
-from tvm.script.ir_builder import IRBuilder
-from tvm.tirx import Buffer, PrimFunc
-from tvm.tirx.script import builder as T
 
 from iqvit.tvm_backend.kernels.gemm import (
     Epilogue,
@@ -29,6 +26,7 @@ from iqvit.tvm_backend.kernels.gemm import (
 )
 from iqvit.tvm_backend.kernels.integers import keep
 from iqvit.tvm_backend.kernels.isa import Isa
+from iqvit.tvm_backend.kernels.script import Buffer, Expr, IRBuilder, PrimFunc, T
 from iqvit.tvm_backend.kernels.vector import function_attributes, pieces, span, splat
 
 Pair = tuple[int, int]
@@ -49,6 +47,8 @@ class Window:
     stride: Pair
     padding: Pair
     dilation: Pair
+    planes: bool = False
+    """Whether x is [C, H, W]: one channel after the other."""
 
     @property
     def out(self) -> Pair:
@@ -153,7 +153,7 @@ class _Convolution:
         """Whether the image is copied before it is read."""
         window, isa = self.window, self.kernel.isa
         fits = self.kernel.gemm.x_dtype == isa.operand and window.image[2] % isa.group == 0
-        return window.padding != (0, 0) or not fits
+        return window.planes or window.padding != (0, 0) or not fits
 
     @property
     def line(self) -> int:
@@ -212,6 +212,9 @@ def _emit_stage(conv: _Convolution, rows: int, y0: Expr) -> Buffer:
     count = window.staged_rows(rows)
     scratch = T.alloc_buffer((count * line,), conv.border.dtype, scope="global")
     copy = _emit_pixels if window.image[2] == channels else _emit_filled
+    step = width * window.image[2]
+    if window.planes:
+        copy, step = _emit_planes, width
     side = across * channels
     with T.serial(count) as row:
         y = T.Bind(y0 * window.stride[0] + row - down)
@@ -219,7 +222,7 @@ def _emit_stage(conv: _Convolution, rows: int, y0: Expr) -> Buffer:
         with T.If(T.And(y >= 0, y < height)):
             with T.Then():
                 _emit_border(conv, scratch, to, side)
-                copy(conv, scratch, to + side, y * width * window.image[2], width)
+                copy(conv, scratch, to + side, y * step, width)
                 _emit_border(conv, scratch, to + line - side, side)
             with T.Else():
                 _emit_border(conv, scratch, to, line)
@@ -260,7 +263,28 @@ def _emit_filled(conv: _Convolution, scratch: Buffer, to: Expr, start: Expr, wid
         _in_pieces(channels, kernel.isa.slots, move)
 
 
-def _in_pieces(length: int, widest: int, move) -> None:
+def _emit_planes(conv: _Convolution, scratch: Buffer, to: Expr, start: Expr, width: int) -> None:
+    """The pixels of a row from the planes of their channels."""
+    window, kernel, lanes = conv.window, conv.kernel, conv.kernel.isa.lanes
+    filled, plane = window.channels(kernel.isa), window.image[0] * window.image[1]
+
+    def channel(c: int, at: Expr | int, count: int) -> Expr:
+        if c >= window.image[2]:
+            return splat(0, _staged_type(kernel.isa), count)
+        return operand(kernel.x[span(start + c * plane + at, count)], kernel, count)
+
+    def move(at: Expr | int, count: int) -> None:
+        pixels = T.Shuffle(
+            [channel(c, at, count) for c in range(filled)],
+            [c * count + i for i in range(count) for c in range(filled)],
+        )
+        T.buffer_store(scratch, pixels, [span(to + at * filled, count * filled)])
+
+    _in_pieces(width, lanes, move)
+
+
+def _in_pieces(length: int, widest: int, move: Callable[[Expr | int, int], None]) -> None:
+    """`move(start, lanes)` for vectors that cover `0..length`."""
     whole = length // widest
     if whole:
         with T.serial(whole) as chunk:
