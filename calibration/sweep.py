@@ -5,6 +5,7 @@ what earlier ones lost (in biases, and in the rounding of weights).
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import fx
@@ -76,6 +77,8 @@ class Sweep:
         operator = op_of(node).name
         if operator in ("linear", "conv2d"):
             outputs = self._product(node, exact, rounded)
+        elif operator == "topk":
+            outputs = _same_choices(node, exact, rounded)
         else:
             outputs = _evaluate(node, rounded, self._operands(node))
         linears = equalisable(self.model, self.plan, node)
@@ -268,6 +271,15 @@ def _evaluate(
         node.target(*fx.map_arg(node.args, lambda n, i=i: value(n, i)))  # type: ignore[operator]
         for i in range(count)
     ]
+
+
+def _same_choices(node: fx.Node, exact: Values, rounded: Values) -> list[Any]:
+    """What the rounded model has where the float model chose: the rows after a topk must be of the
+    same queries on both sides, or biases would make up for the difference of queries."""
+    source, dim = node.all_input_nodes[0], int(node.args[2])  # type: ignore[arg-type]
+    indices = [pair[1] for pair in exact[node]]
+    pairs = zip(rounded[source], indices, strict=True)
+    return [(x.gather(dim, index), index) for x, index in pairs]
 
 
 def _snap(x: torch.Tensor, point: Point) -> torch.Tensor:

@@ -7,6 +7,7 @@ stands for, so the first node of a bad model names itself.
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import fx
@@ -18,6 +19,7 @@ from iqvit.intgraph import IntGraph, Node
 from iqvit.inttype import QParams
 from iqvit.ops.constant import Constant
 from iqvit.ops.input import Input
+from iqvit.ops.topk import TopK
 
 LAYOUT = frozenset(("concat", "gather", "permute", "reshape", "slice"))
 
@@ -122,12 +124,15 @@ def compare(
     graph: IntGraph,
     images: torch.Tensor | Iterable[torch.Tensor],
     *,
+    same_choices: bool = False,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Comparison:
     """Run both on `images` and measure every integer node that stands for a float node.
 
     images: uint8 `[N, C, H, W]`, or an iterable of such batches. Nodes without a scale, indices and
-    the image itself have no row. progress: called as `progress("comparing", done,
+    the image itself have no row. same_choices: let the float model go on with the rows that the
+    program's `topk` has chosen; otherwise a detector's queries, of which some differ or stand in
+    another order, are compared with each other. progress: called as `progress("comparing", done,
     total)`. Raises `DataError` for images of another shape or type, or none; `GraphError` where the
     graph was not made from this model.
     """
@@ -151,6 +156,7 @@ def compare(
         if node.name in indices and name in graph.outputs
     }
     measured = (*pairs, *outputs.values())
+    choices = {node.origin: node.name for node in nodes if isinstance(node.op, TopK)}
     wanted = {pair.origin for pair in (*measured, *maps.values())}
     unknown = wanted - {node.name for node in model.module.graph.nodes}
     if unknown:
@@ -160,8 +166,10 @@ def compare(
     for done, image in enumerate(singles):
         if progress is not None:
             progress("comparing", done, len(singles))
-        exact = _float_values(model, image, wanted)
         integers = evaluate(graph, image, trace=True)
+        followed = choices if same_choices else {}
+        chosen = {origin: integers[name].to(torch.int64) for origin, name in followed.items()}
+        exact = _float_values(model, image, wanted, chosen)
         for pair in measured:
             pair.add(exact[pair.origin], integers[pair.node.name])
         for map_ in maps.values():
@@ -218,26 +226,31 @@ def _row(pair: _Pair) -> NodeError:
 
 
 class _Keeper(fx.Interpreter):
-    """Runs a float graph and keeps the values of the wanted nodes."""
+    """Runs a float graph, with given choices of its topk nodes, and keeps the wanted values."""
 
-    def __init__(self, module: fx.GraphModule, wanted: set[str]) -> None:
+    def __init__(
+        self, module: fx.GraphModule, wanted: set[str], chosen: dict[str, torch.Tensor]
+    ) -> None:
         super().__init__(module)
-        self.wanted = wanted
+        self.wanted, self.chosen = wanted, chosen
         self.kept: dict[str, torch.Tensor] = {}
 
-    def run_node(self, n: fx.Node) -> torch.Tensor:
+    def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
+        if n.name in self.chosen:
+            x = self.env[n.all_input_nodes[0]]
+            value = x.gather(-1, self.chosen[n.name]), self.chosen[n.name]
         if n.name in self.wanted:
             self.kept[n.name] = value
         return value
 
 
 def _float_values(
-    model: CanonicalModel, image: torch.Tensor, wanted: set[str]
+    model: CanonicalModel, image: torch.Tensor, wanted: set[str], chosen: dict[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
     mean = torch.tensor(model.mean, dtype=torch.float32)[:, None, None]
     std = torch.tensor(model.std, dtype=torch.float32)[:, None, None]
-    keeper = _Keeper(model.module, wanted)
+    keeper = _Keeper(model.module, wanted, chosen)
     with torch.no_grad():
         keeper.run((image.to(torch.float32) / 255 - mean) / std)
     return keeper.kept
