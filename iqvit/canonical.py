@@ -299,6 +299,9 @@ REMEDIES = {
     "upsample_bilinear2d": "use align_corners=False and an output size or a whole factor",
     "upsample_nearest2d": "give an output size or a whole factor",
     "upsample_bicubic2d": "use mode bilinear or nearest",
+    "grid_sampler": "use zeros outside (padding_mode) and align_corners=False",
+    "gather": "gather whole rows [1, N, C] by indices [1, K]",
+    "log": "only the inverse of a sigmoid is known, clamped at both ends",
     "hardswish": "use SiLU, GELU or ReLU",
     "batch_norm": "keep its running statistics (track_running_stats=True)",
 }

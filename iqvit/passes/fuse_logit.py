@@ -12,7 +12,8 @@ from iqvit.passes.editing import calls, insert, is_call, operands, substitute
 INSIDE = (aten.div, aten.clamp, aten.clamp_min, aten.clamp_max, aten.rsub, aten.sub, aten.add,
           aten.mul, aten.neg, aten.log)  # fmt: skip
 REACH = 30.0  # sigmoid is 1 in float32 from 17 on
-TOLERANCE = 1e-4
+TOLERANCE = 2e-3  # of the logit, where a bound of the sigmoid is 1e-3
+OF_SIGMOID = 1e-5
 
 
 def fuse_logit(module: fx.GraphModule) -> None:
@@ -70,7 +71,9 @@ def _bound(nodes: list[fx.Node], last: fx.Node, sigmoid: fx.Node) -> float | Non
         args, kwargs = map_arg((node.args, node.kwargs), read)
         env[node] = node.target(*args, **kwargs)  # type: ignore[operator]
     bound = round(float(env[last][-1]), 4)
-    same = 0 < bound < REACH and torch.allclose(
-        env[last], u.clamp(-bound, bound), rtol=0, atol=TOLERANCE
-    )
-    return bound if same else None
+    if not 0 < bound < REACH:
+        return None
+    clipped = u.clamp(-bound, bound)
+    near = float((env[last] - clipped).abs().max()) <= TOLERANCE
+    same = float((env[last].sigmoid() - clipped.sigmoid()).abs().max()) <= OF_SIGMOID
+    return bound if near and same else None

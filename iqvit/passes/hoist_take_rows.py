@@ -44,6 +44,7 @@ def hoist_take_rows(module: fx.GraphModule) -> None:
         new = insert(node, x.target, *args)
         new.meta["source"] = x.meta["source"]
         substitute(node, new)
+        node.graph.erase_node(x)  # or it would count as a reader of its operands
         pending += [arg for arg in args[:count] if is_call(arg, take_rows)]
 
 

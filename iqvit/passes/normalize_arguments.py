@@ -16,6 +16,7 @@ from iqvit.passes.editing import (
     replace,
     schema_arguments,
 )
+from iqvit.sampling import grid_sample
 
 
 def normalize_arguments(module: fx.GraphModule) -> None:
@@ -110,6 +111,14 @@ def _argmax(node: fx.Node, values: dict[str, Any]) -> None:
         replace(node, aten.argmax.default, values["self"], _dim(values), values["keepdim"])
 
 
+def _grid_sampler(node: fx.Node, values: dict[str, Any]) -> None:
+    """Zeros outside and pixels as areas; one image, read bilinearly or at the nearest cell."""
+    mode = {0: "bilinear", 1: "nearest"}.get(values["interpolation_mode"])
+    plain = values["padding_mode"] == 0 and not values["align_corners"]
+    if mode is not None and plain and len(shape(node)) == 4 and shape(node)[0] == 1:
+        replace(node, grid_sample, values["input"], values["grid"], mode)
+
+
 RULES: dict[Any, Callable[[fx.Node, dict[str, Any]], None]] = {
     aten.conv2d: _conv2d,
     aten.layer_norm: _layer_norm,
@@ -123,4 +132,5 @@ RULES: dict[Any, Callable[[fx.Node, dict[str, Any]], None]] = {
     aten.stack: _stack,
     aten.topk: _topk,
     aten.argmax: _argmax,
+    aten.grid_sampler: _grid_sampler,
 }
