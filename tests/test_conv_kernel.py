@@ -33,7 +33,8 @@ from iqvit.tvm_backend.compile import compile
 from iqvit.tvm_backend.fuse import Group
 from iqvit.tvm_backend.kernels.call import As
 from iqvit.tvm_backend.kernels.conv import channels_last
-from iqvit.tvm_backend.kernels.conv_kernel import Window, block_of, rows_per_task
+from iqvit.tvm_backend.kernels.conv_kernel import STAGE_BYTES, Window, block_of, task_of
+from iqvit.tvm_backend.kernels.gemm import PANEL_BYTES
 from iqvit.tvm_backend.kernels.isa import AVX2, AVX512_VNNI
 from iqvit.tvm_backend.plan import plain_nodes, plan
 from iqvit.tvm_backend.runtime import load
@@ -165,7 +166,7 @@ def test_convolutions_of_odd_shapes(args, dtype, out, target):
     assert check_conv(*args, dtype=dtype, out=out, target=target)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(st.data())
 def test_convolutions_of_any_shape(data):
     def draw(lo, hi):
@@ -209,15 +210,27 @@ def test_a_convolution_with_groups_is_left_to_the_plain_lowering():
 
 
 @pytest.mark.parametrize("isa", [AVX512_VNNI, AVX2], ids=lambda isa: isa.name)
-def test_tasks_have_a_whole_block_at_least(isa):
+def test_blocks_fit_a_row_and_the_registers(isa):
     for size in (*range(1, 40), 160):
         window = Window((size, size, 64), (3, 3), (1, 1), (1, 1), (1, 1))
-        rows = rows_per_task(window, isa, 64)
-        left = (size - 1) % rows + 1
-        assert rows == size or left * size >= isa.rows
-    assert block_of(AVX512_VNNI, 32).panel == 32
-    assert block_of(AVX512_VNNI, 33) == AVX512_VNNI
-    assert block_of(AVX2, 3) == AVX2
+        block = block_of(isa, window, 256)
+        assert 1 <= block.rows <= size
+        assert block.vectors in (isa.vectors, isa.vectors // 2)
+        assert block.vectors * block.rows <= isa.vectors * isa.rows
+    narrow = block_of(isa, Window((80, 80, 64), (3, 3), (1, 1), (1, 1), (1, 1)), 2 * isa.lanes)
+    assert narrow.vectors == 2
+
+
+def test_a_task_is_large_but_there_are_enough():
+    isa = AVX512_VNNI
+    for size, channels in ((160, 64), (20, 512), (7, 2048), (1, 64)):
+        window = Window((size, size, channels), (3, 3), (1, 1), (1, 1), (1, 1))
+        rows, panels = task_of(window, isa, channels)
+        assert (
+            window.staged_rows(rows) * window.staged_width() * channels <= STAGE_BYTES or rows == 1
+        )
+        assert panels == 1 or panels * isa.panel * 9 * channels <= PANEL_BYTES
+        assert size == 1 or -(-size // rows) * -(-channels // (panels * isa.panel)) >= 6
 
 
 def pool(kernel, stride, padding, zeros, scale, out):

@@ -51,10 +51,10 @@ def conv(graph: IntGraph, group: Group, isa: Isa) -> Call | None:
     stages, values = followed
     x, weight, bias, mult = graph.types_of(node)
     n, channels, kh, kw = weight.shape
-    isa = block_of(isa, n)
     planes = node.op.planes
     height, width = x.shape[2:] if planes else x.shape[1:3]
     window = Window((height, width, channels), (kh, kw), op.stride, op.padding, op.dilation, planes)
+    isa = block_of(isa, window, n)
     requant = Requant(op.shift, op.zero_point, op.dtype, op.lo, op.hi)
     out = group.last.type
     gemm = Gemm(

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from iqvit.tvm_backend.kernels.gemm import (
+    PANEL_BYTES,
     Epilogue,
     Extra,
     Gemm,
@@ -22,7 +23,6 @@ from iqvit.tvm_backend.kernels.gemm import (
     emit_stores,
     operand,
     scalars_arg,
-    stretch_of,
 )
 from iqvit.tvm_backend.kernels.integers import keep
 from iqvit.tvm_backend.kernels.isa import Isa
@@ -33,8 +33,14 @@ Pair = tuple[int, int]
 
 STAGE_BYTES = 192 * 1024
 """The most that a task copies of the image: it should stay in L2 beside the weights."""
-COPY_BYTES = 16
-"""Bytes a cycle that copies are taken to move when tasks are sized."""
+COPY_BYTES = 4
+"""Bytes a cycle that copies are taken to move when tasks are sized: the image comes from L3."""
+L2_BYTES = 14
+"""Bytes a cycle that weights are taken to come with from a busy L2."""
+L1_SHARE = 16 * 1024
+"""Weights of a panel that are taken to stay in L1 beside the image."""
+LATENCY = 5
+"""Cycles of a dot product, and so of a group of K in a small block."""
 
 
 @dataclass(frozen=True)
@@ -78,11 +84,32 @@ class Window:
         return self.image[1] + 2 * self.padding[1]
 
 
-def block_of(isa: Isa, n: int) -> Isa:
-    """The description with the register block that fits `n` output channels."""
-    if isa.vectors < 4 or n > isa.panel // 2:
-        return isa
-    return replace(isa, vectors=isa.vectors // 2, rows=isa.rows * 2)
+def block_of(isa: Isa, window: Window, n: int) -> Isa:
+    """The description with the register block for a convolution to `n` channels.
+
+    A block lies in one row of the output, so that its pixels are a constant distance apart, and
+    the last of a row is moved back to be a full one. Fewer columns and more pixels load fewer
+    weights, which come from L2 unless they are few. By cycles of one group of K for a whole row.
+    """
+    width, accumulators = window.out[1], isa.rows * isa.vectors
+    vector = 4 * isa.lanes
+    column = window.depth(isa) // isa.group * vector
+
+    def cost(block: Pair) -> float:
+        rows, vectors = block
+        panels = -(-n // (vectors * isa.lanes))
+        dots, loads = rows * vectors / 2, (rows + vectors) / 2
+        misses = 0 if column * vectors <= L1_SHARE else vectors * vector / L2_BYTES
+        return panels * -(-width // rows) * (max(dots, loads, misses, LATENCY) + 1)
+
+    shapes = (isa.vectors, isa.vectors // 2) if isa.vectors >= 4 else (isa.vectors,)
+    blocks = [
+        (rows, vectors)
+        for vectors in shapes
+        for rows in range(1, min(width, accumulators // vectors) + 1)
+    ]
+    rows, vectors = min(blocks, key=cost)
+    return replace(isa, rows=rows, vectors=vectors)
 
 
 def window_weights(weight: np.ndarray, isa: Isa) -> np.ndarray:
@@ -161,47 +188,44 @@ class _Convolution:
         return self.border.shape[0] if self.stages else self.window.image[1] * self.window.image[2]
 
 
-def rows_per_task(window: Window, isa: Isa, n: int) -> int:
-    """How many rows of the output a task computes.
+def task_of(window: Window, isa: Isa, n: int) -> Pair:
+    """How many rows of the output and how many panels of channels a task computes.
 
-    By what it costs in cycles: blocks of registers, of which the last of a task may be partly
-    empty, the copy, and the time in which one of two threads waits for the other at the end.
+    As many panels as L2 holds, and so many rows that the copy costs little and there are tasks
+    enough for threads to end together.
     """
-    height, width = window.out
+    height = window.out[0]
     panels = -(-n // isa.panel)
+    panel = window.depth(isa) * isa.panel * (1 if isa.weight == "int8" else 2)
+    stretch = min(panels, max(1, PANEL_BYTES // panel))
     line = window.staged_width() * window.channels(isa)
-    block = window.depth(isa) / isa.group * isa.rows * isa.vectors / 2
+    block = window.depth(isa) / isa.group * stretch * isa.vectors / 2
 
     def cost(rows: int) -> float:
         tasks = -(-height // rows)
-        last = height - (tasks - 1) * rows
-        blocks = (tasks - 1) * -(-rows * width // isa.rows) + -(-last * width // isa.rows)
+        computed = height * window.out[1] * block
         copied = tasks * window.staged_rows(rows) * line / COPY_BYTES
-        return (blocks * panels * block + copied) * (1 + 1 / (tasks * panels))
+        return (computed + copied) * (1 + 1 / (tasks * -(-panels // stretch)))
 
-    def allowed(rows: int) -> bool:
-        last = (height - 1) % rows + 1
-        return last * width >= isa.rows and window.staged_rows(rows) * line <= STAGE_BYTES
-
-    return min(filter(allowed, range(1, height + 1)), key=cost, default=height)
+    fitting = [n for n in range(1, height + 1) if window.staged_rows(n) * line <= STAGE_BYTES]
+    return min(fitting, key=cost, default=1), stretch
 
 
 def _emit_tasks(conv: _Convolution) -> None:
     window, kernel = conv.window, conv.kernel
-    height, width = window.out
-    rows = rows_per_task(window, kernel.isa, kernel.gemm.n)
+    height = window.out[0]
+    rows, stretch = task_of(window, kernel.isa, kernel.gemm.n)
     tasks = -(-height // rows)
-    stretch = stretch_of(kernel, tasks)
     with T.parallel(tasks * -(-kernel.panels // stretch)) as task:
         y0 = T.Bind(task % tasks * rows)
         first = T.Bind(task // tasks * stretch)
         count = T.min(stretch, kernel.panels - first)
-        pixels = T.Bind(T.min(rows, height - y0) * width)
         source, top = kernel.x, y0 * window.stride[0]
         if conv.stages:
             source, top = _emit_stage(conv, rows, y0), 0
-        with T.serial(count) as step:
-            _emit_panel(conv, (source, top), T.Bind(first + step), y0, pixels)
+        with T.serial(count) as step, T.serial(T.min(rows, height - y0)) as row:
+            line = T.Bind((top + row * window.stride[0]) * conv.line)
+            _emit_row(conv, (source, line), T.Bind(first + step), y0 + row)
 
 
 def _emit_stage(conv: _Convolution, rows: int, y0: Expr) -> Buffer:
@@ -293,38 +317,20 @@ def _in_pieces(length: int, widest: int, move: Callable[[Expr | int, int], None]
         move(whole * widest + offset, lanes)
 
 
-def _emit_panel(
-    conv: _Convolution, source: tuple[Buffer, Expr | int], panel: Expr, y0: Expr, pixels: Expr
-) -> None:
-    # The last block of a task is moved back to be a full one: some pixels are computed twice.
+def _emit_row(conv: _Convolution, source: tuple[Buffer, Expr], panel: Expr, y: Expr) -> None:
+    """A row of the output for one panel, from where its windows' first row begins."""
     window, isa = conv.window, conv.kernel.isa
-    rows = min(isa.rows, conv.kernel.gemm.m)
-    with T.serial((pixels + (rows - 1)) // rows) as block:
-        start = keep(T.min(block * rows, pixels - rows))
+    rows, width = isa.rows, window.out[1]
+    step = window.stride[1] * window.channels(isa)
+    with T.serial(-(-width // rows)) as block:
+        start = keep(T.min(block * rows, width - rows))
         acc = T.alloc_buffer((rows * isa.vectors, isa.lanes), "int32", scope="global")
         emit_biases(conv.kernel, acc, rows, panel)
-        _emit_window(
-            conv, acc, source, panel, [_address(conv, source, start + r) for r in range(rows)]
-        )
-        emit_stores(conv.kernel, acc, rows, panel, y0 * window.out[1] + start)
+        _emit_window(conv, acc, source[0], panel, source[1] + start * step)
+        emit_stores(conv.kernel, acc, rows, panel, y * width + start)
 
 
-def _address(conv: _Convolution, source: tuple[Buffer, Expr | int], pixel: Expr) -> Expr:
-    """Where the window of a task's pixel begins."""
-    window = conv.window
-    width, (down, across) = window.out[1], window.stride
-    channels = window.channels(conv.kernel.isa)
-    row = source[1] + pixel // width * down
-    return keep(row * conv.line + pixel % width * (across * channels))
-
-
-def _emit_window(
-    conv: _Convolution,
-    acc: Buffer,
-    source: tuple[Buffer, Expr | int],
-    panel: Expr,
-    addresses: list[Expr],
-) -> None:
+def _emit_window(conv: _Convolution, acc: Buffer, source: Buffer, panel: Expr, start: Expr) -> None:
     """A run of K is what lies together: a row of the window, or a pixel of a dilated one."""
     window, isa = conv.window, conv.kernel.isa
     channels, (tall, wide) = window.channels(isa), window.kernel
@@ -333,10 +339,11 @@ def _emit_window(
     groups = together * channels // isa.group
     with T.grid(tall, runs) as (i, j):
         across = j * (window.dilation[1] * channels)
-        offset = keep(i * (window.dilation[0] * conv.line) + across)
+        base = keep(start + i * (window.dilation[0] * conv.line) + across)
         first = keep((i * runs + j) * groups)
 
         def read(row: int, k: Expr) -> Expr:
-            return source[0][span(addresses[row] + offset + k * isa.group, isa.group)]
+            at = base + (k * isa.group + row * window.stride[1] * channels)
+            return source[span(at, isa.group)]
 
-        emit_run(conv.kernel, acc, len(addresses), panel, first, groups, read)
+        emit_run(conv.kernel, acc, isa.rows, panel, first, groups, read)
