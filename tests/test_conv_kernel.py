@@ -30,6 +30,7 @@ from iqvit.ops.input import Input
 from iqvit.tvm_backend.arrange import arrange
 from iqvit.tvm_backend.channels_last import ChannelsLast
 from iqvit.tvm_backend.compile import compile
+from iqvit.tvm_backend.fold_saturation import fold_saturation
 from iqvit.tvm_backend.fuse import Group
 from iqvit.tvm_backend.kernels.call import As
 from iqvit.tvm_backend.kernels.conv import channels_last
@@ -203,6 +204,17 @@ def test_a_convolution_and_what_follows_it(target):
     assert check_conv(*args, dtype="uint8", out="int16", target=target, followers=followers)
 
 
+@pytest.mark.parametrize("target", SIMD)
+@pytest.mark.parametrize(
+    ("dtype", "entry"), [("uint8", "int8"), ("int8", "uint8"), ("uint8", "int16")]
+)
+def test_a_convolution_and_a_table_of_its_results(dtype, entry, target):
+    table = np.random.default_rng(3).permutation(256).astype(np.uint8)
+    table = table.view(entry) if entry != "int16" else table.astype(np.int16) * 99
+    args = ((8, 9, 11), 70, (3, 3), (1, 1), (1, 1))
+    assert check_conv(*args, out=dtype, target=target, followers=[(Lookup(), table)])
+
+
 def test_a_convolution_with_groups_is_left_to_the_plain_lowering():
     op, x, weight, bias, m = conv((4, 5, 5), 6, (3, 3), (1, 1), (1, 1))
     grouped = Conv2d(**{**op.attributes(), "groups": 2})
@@ -340,6 +352,38 @@ def test_nothing_is_moved_between_the_orders_but_outputs():
     assert set(moved) <= set(graph.outputs.values())
     steps = plan(graph, TARGETS["x86-vnni"])
     assert plain_nodes(steps) == []
+
+
+def test_a_relu_is_folded_into_what_it_reads():
+    net = Network()
+    relu = Requantise(1, 0, 0, "uint8", 9, 255)
+    first = net.add(relu, net.conv(net.x, 8, 3))
+    both = Add(2**29, 2**29, 0, 30, "uint8", 3, 250)
+    chain = net.add(relu, net.add(Requantise(1, 0, 0, "uint8", 0, 99), net.add(both, first, first)))
+    again = net.add(relu, net.conv(first, 8))
+    kept = net.add(Requantise(1, 0, 0, "uint8", 200, 255), net.conv(first, 8, lo=0))
+    graph = net.finish(first=first, chain=chain, again=again, kept=kept)
+    folded = fold_saturation(graph)
+    assert sum(isinstance(node.op, Requantise) for node in folded) == 0
+    limits = [(folded[name].op.lo, folded[name].op.hi) for name in folded.outputs.values()]
+    assert limits == [(9, 255), (9, 99), (9, 255), (200, 255)]
+    x = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (1, 3, 21, 18)).astype(np.uint8))
+    expected = run(graph, x)
+    assert all(torch.equal(value, expected[name]) for name, value in run(folded, x).items())
+
+
+def test_a_relu_of_what_others_read_too_is_kept():
+    net = Network()
+    x = net.conv(net.x, 8, 3)
+    disjoint = Requantise(1, 0, 0, "uint8", 101, 255)
+    low = net.add(Add(2**29, 2**29, 0, 30, "uint8", 0, 100), x, x)
+    graph = net.finish(
+        x=x,
+        relu=net.add(Requantise(1, 0, 0, "uint8", 9, 255), x),
+        scaled=net.add(Requantise(3, 0, 1, "uint8", 0, 255), net.conv(x, 8)),
+        disjoint=net.add(disjoint, low),
+    )
+    assert fold_saturation(graph) is graph
 
 
 def test_the_pass_leaves_other_graphs_alone():

@@ -13,6 +13,7 @@ from iqvit.ops.conv2d import Conv2d
 from iqvit.ops.input import Input
 from iqvit.ops.lambda_shiftgelu import LambdaShiftGelu
 from iqvit.ops.linear import Linear
+from iqvit.ops.lookup import Lookup
 from iqvit.ops.multiply import Multiply
 from iqvit.ops.permute import Permute
 from iqvit.ops.rectified import Rectified
@@ -23,7 +24,7 @@ from iqvit.ops.upsample_bilinear import UpsampleBilinear
 from iqvit.tvm_backend.channels_last import ChannelsLast
 
 # What may follow a kind of operator in its kernel, element by element or by address only.
-ELEMENTWISE = (Rectified, LambdaShiftGelu, Multiply, Requantise, Add)
+ELEMENTWISE = (Rectified, LambdaShiftGelu, Lookup, Multiply, Requantise, Add)
 MOVES = (Permute, Reshape)
 FOLLOWERS = {
     Linear: ELEMENTWISE,

@@ -6,9 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from tvm.ir import Expr
-from tvm.tirx import Buffer
-from tvm.tirx.script import builder as T
 
 from iqvit.intgraph import IntGraph, Node
 from iqvit.inttype import LIMITS, IntType
@@ -25,6 +22,7 @@ from iqvit.tvm_backend.kernels.integers import (
     Wide,
     as_int32,
     as_type,
+    byte_entry,
     fits32,
     gather,
     joined,
@@ -36,6 +34,7 @@ from iqvit.tvm_backend.kernels.integers import (
     widen,
 )
 from iqvit.tvm_backend.kernels.isa import Isa
+from iqvit.tvm_backend.kernels.script import Buffer, Expr, T
 from iqvit.tvm_backend.kernels.vector import clamp, lanes_of, span, splat
 
 Types = tuple[IntType, ...]
@@ -50,7 +49,7 @@ class Operand:
 
     kind: str
     """`full` (one element for each result), `channel` (one a column), `single`, or one that is not
-    read by position: `table`, `scalars`."""
+    read by position: `table`, `bytes` (a table of 8-bit entries, four in an element), `scalars`."""
     dtype: str
     size: int
 
@@ -225,6 +224,9 @@ def _lookup_scalars(op: Lookup, types: Types, _: int) -> Scalars:
 
 
 def _lookup(at: _Place) -> Expr:
+    if at.stage.operands[0].kind == "bytes":
+        index = keep(at.value - at.const(at.stage.least))
+        return byte_entry(at.buffers[0], index, at.stage.dtype, at.isa)
     return gather(at.buffers[0], at.value - at.const(at.stage.least), at.isa)
 
 
@@ -303,7 +305,11 @@ def _operand(name: str, kind: IntType, out: IntType) -> tuple[Operand, Value] | 
 
 
 def _table(op: Op, kind: IntType) -> tuple[Operand, Value] | None:
-    """The table as int32; that of a `rectified` holds entries and rises, and has room for all."""
+    """The table as int32, or its bytes; that of a `rectified` holds entries and rises, and has room
+    for all."""
+    if kind.dtype in ("int8", "uint8"):
+        packed = np.ascontiguousarray(kind.value).view(np.int32)
+        return Operand("bytes", "int32", packed.size), packed
     table = np.asarray(kind.value).astype(np.int64)
     if isinstance(op, Rectified):
         rise = np.append(table[1:], table[-1]) - table
