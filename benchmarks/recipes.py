@@ -14,15 +14,17 @@ not calibrated on. The command line gives a row by itself:
 
 import tempfile
 import time
+from collections.abc import Callable
 from datetime import date
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
 
 from iqvit.calibration.calibrate import calibrate
 from iqvit.calibration.recipe import load_recipe
+from iqvit.canonical import CanonicalModel
 from iqvit.canonicalize import canonicalize
 from iqvit.capture import capture
 from iqvit.commands.outputs import write_metrics
@@ -31,9 +33,11 @@ from iqvit.eval.bench import machine
 from iqvit.eval.evaluate import evaluate, without
 from iqvit.eval.imagenet import choose, read_imagenet
 from iqvit.eval.preprocess import Preprocess, load_images
+from iqvit.intgraph import IntGraph
 from iqvit.models.spec import load_model
 from iqvit.tvm_backend import compile as compile_library
 from iqvit.tvm_backend import load
+from iqvit.tvm_backend.runtime import Artifact
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -60,6 +64,32 @@ def main(
     reference = _remembered(model.scores)
     print(f"{date.today()}, {machine()['cpu']}, {images} calibration images, {len(scored)} scored")
     print("| recipe | top-1 | equal to float | dB | seconds to calibrate |\n|---|---|---|---|---|")
+
+    def score(library: Artifact, graph: IntGraph) -> dict[str, float | int]:
+        output = next(iter(graph.outputs))
+        qparams = graph[graph.outputs[output]].qparams
+        if qparams is None:
+            raise RuntimeError("an output without a scale")
+        return evaluate(
+            lambda x: library(x)[output],
+            scored,
+            preprocess,
+            reference=reference,
+            scale=float(qparams.scale),
+            zero_point=float(qparams.zero_point),
+        )
+
+    write_metrics(json, rows(canonical, calibration, only, ("top1", "agreement", "sqnr_db"), score))
+
+
+def rows(
+    canonical: CanonicalModel,
+    calibration: torch.Tensor,
+    only: str,
+    columns: tuple[str, ...],
+    score: Callable[[Artifact, IntGraph], dict[str, Any]],
+) -> dict[str, object]:
+    """One Markdown row for each recipe, printed as it comes; all metrics as `NAME@RECIPE`."""
     names = only.split(",") if only else sorted(path.stem for path in RECIPES.glob("*.toml"))
     found: dict[str, object] = dict(machine())
     for name in names:
@@ -67,27 +97,12 @@ def main(
         calibrated = calibrate(canonical, [calibration], load_recipe(RECIPES / f"{name}.toml"))
         seconds = time.perf_counter() - begun
         graph = convert(canonical, calibrated)
-        output = next(iter(graph.outputs))
-        qparams = graph[graph.outputs[output]].qparams
-        if qparams is None:
-            raise RuntimeError("an output without a scale")
         with tempfile.TemporaryDirectory() as folder:
-            artifact = load(compile_library(graph, Path(folder) / "artifact"))
-            row = evaluate(
-                lambda x, library=artifact, key=output: library(x)[key],
-                scored,
-                preprocess,
-                reference=reference,
-                scale=float(qparams.scale),
-                zero_point=float(qparams.zero_point),
-            )
-        print(
-            f"| {name} | {row['top1']:.2f} | {row['agreement']:.2f} | {row['sqnr_db']:.2f} "
-            f"| {seconds:.0f} |",
-            flush=True,
-        )
+            row = score(load(compile_library(graph, Path(folder) / "artifact")), graph)
+        cells = " | ".join(f"{row[column]:.2f}" for column in columns)
+        print(f"| {name} | {cells} | {seconds:.0f} |", flush=True)
         found |= {f"{key}@{name}": value for key, value in row.items()}
-    write_metrics(json, found)
+    return found
 
 
 def _remembered(scores):
