@@ -26,6 +26,7 @@ def quantize(
     *,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    outputs: Sequence[str] | None = None,
     progress: Progress | None = None,
     meta: Mapping[str, Any] | None = None,
 ) -> IntGraph:
@@ -35,20 +36,23 @@ def quantize(
     all of one size, which becomes the size of the program's input. mean and std (of RGB in 0..1)
     are what the model's input was normalised with in training: where they are not given, those
     that a timm model states of itself (`pretrained_cfg`), otherwise ImageNet's; the program's
-    `meta["mean"]` and `meta["std"]` say which. meta: plain JSON data that is kept in the program
-    (`labels`, `preprocessing`). progress: called as `progress(stage, done, total)`.
+    `meta["mean"]` and `meta["std"]` say which. outputs: the names of those that are wanted
+    of a model that returns several (a detector's `("logits", "pred_boxes")`); None: all of them.
+    meta: plain JSON data that is kept in the program (`labels`, `preprocessing`). progress: called
+    as `progress(stage, done, total)`.
 
     Raises `CaptureError`, `UnsupportedOp`, `DataError`, `RecipeError` or `OverflowProofError`.
     """
     batches = as_batches(images)
     stated = getattr(model, "pretrained_cfg", None)
     known: Mapping[str, Any] = stated if isinstance(stated, Mapping) else {}
-    mean = known.get("mean", IMAGENET[0]) if mean is None else mean
-    std = known.get("std", IMAGENET[1]) if std is None else std
-    shape = (1, *map(int, batches[0].shape[1:]))
+    mean = tuple(known.get("mean", IMAGENET[0]) if mean is None else mean)
+    std = tuple(known.get("std", IMAGENET[1]) if std is None else std)
+    channels, height, width = batches[0].shape[1:]
     report = progress if progress is not None else _silent
     report("capturing", 0, 1)
-    captured = capture(model, shape, mean=tuple(mean), std=tuple(std))  # type: ignore[arg-type]
+    size = (1, channels, height, width)
+    captured = capture(model, size, mean=mean, std=std, outputs=outputs)
     canonical = canonicalize(captured)
     report("capturing", 1, 1)
     return quantize_canonical(canonical, batches, recipe, progress=progress, meta=meta)

@@ -236,7 +236,7 @@ class _Keeper(fx.Interpreter):
         self.kept: dict[str, torch.Tensor] = {}
 
     def run_node(self, n: fx.Node) -> Any:
-        value = super().run_node(n)
+        value: Any = super().run_node(n)
         if n.name in self.chosen:
             x = self.env[n.all_input_nodes[0]]
             value = x.gather(-1, self.chosen[n.name]), self.chosen[n.name]

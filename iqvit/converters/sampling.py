@@ -18,10 +18,17 @@ def deformable_attention(c: Any, node: fx.Node) -> Node:
     args, point = arguments(node), c.point(node)
     value = c.narrow(args["value"])
     rest = [_wide(c, args[name]) for name in ("boxes", "offsets", "logits")]
+    qvalue, qboxes, qoffsets, qlogits = (c.qparams(x) for x in (value, *rest))
     op = DeformAttention.of(
-        *(c.qparams(x) for x in (value, *rest)),
+        qvalue,
+        qboxes,
+        qoffsets,
+        qlogits,
         point.qparams,
-        *(args[name] for name in ("shapes", "points", "factors", "mode")),
+        args["shapes"],
+        args["points"],
+        args["factors"],
+        args["mode"],
         point.dtype,
     )
     return c.emit(node, op, [value, *rest], point.qparams)

@@ -13,13 +13,9 @@ def remove_unread_pieces(module: fx.GraphModule) -> None:
         joined, dim, index = operands(node)
         if not is_call(joined, aten.cat) or operands(joined)[1] != dim:
             continue
-        first = 0
-        for piece in operands(joined)[0]:
-            count = shape(piece)[dim]
-            if index < first + count:
-                break
-            first += count
-        if count == 1:
+        pieces = [(piece, i) for piece in operands(joined)[0] for i in range(shape(piece)[dim])]
+        piece, inside = pieces[index]
+        if shape(piece)[dim] == 1:
             replace(node, aten.reshape.default, piece, list(shape(node)))
         else:
-            replace(node, aten.select.int, piece, dim, index - first)
+            replace(node, aten.select.int, piece, dim, inside)
