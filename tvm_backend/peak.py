@@ -4,13 +4,10 @@ import time
 
 import numpy as np
 import tvm
-from tvm.ir import Expr
-from tvm.script.ir_builder import IRBuilder
-from tvm.tirx import PrimFunc
-from tvm.tirx.script import builder as T
 
 from iqvit.errors import TargetError
 from iqvit.tvm_backend.kernels.isa import Isa
+from iqvit.tvm_backend.kernels.script import Expr, IRBuilder, PrimFunc, T
 from iqvit.tvm_backend.kernels.vector import function_attributes, span, splat, typed
 from iqvit.tvm_backend.targets import Target
 from iqvit.tvm_backend.threads import set_threads

@@ -10,11 +10,6 @@ q, k, v and the result are read and written where they lie: any strides of head 
 
 from dataclasses import dataclass
 
-from tvm.ir import Expr
-from tvm.script.ir_builder import IRBuilder
-from tvm.tirx import Buffer, PrimFunc
-from tvm.tirx.script import builder as T
-
 from iqvit.inttype import LIMITS
 from iqvit.ops.exp2 import full_scale
 from iqvit.tvm_backend.kernels.exponential import Exp2Scalars, emit_exp2
@@ -28,6 +23,7 @@ from iqvit.tvm_backend.kernels.integers import (
     widen,
 )
 from iqvit.tvm_backend.kernels.isa import Isa
+from iqvit.tvm_backend.kernels.script import Buffer, Expr, IRBuilder, PrimFunc, T
 from iqvit.tvm_backend.kernels.vector import (
     function_attributes,
     pieces,

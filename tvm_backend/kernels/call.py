@@ -4,7 +4,8 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 
 import numpy as np
-from tvm.tirx import PrimFunc
+
+from iqvit.tvm_backend.kernels.script import PrimFunc
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,6 @@
 from dataclasses import dataclass
 
 import numpy as np
-from tvm.ir import Expr
-from tvm.script.ir_builder import IRBuilder
-from tvm.tirx import Buffer, PrimFunc
-from tvm.tirx.script import builder as T
 
 from iqvit.intgraph import IntGraph
 from iqvit.ops.argmax import Argmax
@@ -15,6 +11,7 @@ from iqvit.tvm_backend.fuse import Group
 from iqvit.tvm_backend.kernels.call import As, Call
 from iqvit.tvm_backend.kernels.integers import as_type, fits32, keep
 from iqvit.tvm_backend.kernels.isa import Isa
+from iqvit.tvm_backend.kernels.script import Buffer, Expr, IRBuilder, PrimFunc, T
 from iqvit.tvm_backend.kernels.vector import function_attributes, span, splat, typed
 from iqvit.tvm_backend.layout import view_of
 

@@ -3,16 +3,12 @@
 import math
 from collections.abc import Callable
 
-from tvm.ir import Expr
-from tvm.script.ir_builder import IRBuilder
-from tvm.tirx import PrimFunc
-from tvm.tirx.script import builder as T
-
 from iqvit.intgraph import IntGraph
 from iqvit.tvm_backend.fuse import Group
 from iqvit.tvm_backend.kernels.call import As, Call
 from iqvit.tvm_backend.kernels.integers import as_int32, as_type
 from iqvit.tvm_backend.kernels.isa import Isa
+from iqvit.tvm_backend.kernels.script import Expr, IRBuilder, PrimFunc, T
 from iqvit.tvm_backend.kernels.stages import Stage, Value, stage_of
 from iqvit.tvm_backend.kernels.vector import function_attributes, pieces, span
 

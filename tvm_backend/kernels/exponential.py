@@ -2,12 +2,10 @@
 
 from dataclasses import dataclass
 
-from tvm.ir import Expr
-from tvm.tirx.script import builder as T
-
 from iqvit.ops.exp2 import C1, C2, C3, OCTAVES, ONE
 from iqvit.tvm_backend.kernels.integers import keep, madd
 from iqvit.tvm_backend.kernels.isa import Isa
+from iqvit.tvm_backend.kernels.script import Expr, T
 from iqvit.tvm_backend.kernels.vector import splat
 
 

@@ -10,11 +10,6 @@ int16 operands and rows that are no whole number of groups go through a block-si
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from tvm.ir import Expr
-from tvm.script.ir_builder import IRBuilder
-from tvm.tirx import Buffer, PrimFunc
-from tvm.tirx.script import builder as T
-
 from iqvit.tvm_backend.kernels.isa import Isa
 from iqvit.tvm_backend.kernels.requant import (
     Requant,
@@ -25,6 +20,7 @@ from iqvit.tvm_backend.kernels.requant import (
     high_half,
     narrow,
 )
+from iqvit.tvm_backend.kernels.script import Buffer, Expr, IRBuilder, PrimFunc, T
 from iqvit.tvm_backend.kernels.vector import function_attributes, pieces, span, splat, typed
 
 Epilogue = Callable[[Expr, Expr, Expr, tuple[Buffer, ...]], Expr]

@@ -3,10 +3,6 @@
 from dataclasses import dataclass
 
 import numpy as np
-from tvm.ir import Expr
-from tvm.script.ir_builder import IRBuilder
-from tvm.tirx import Buffer, PrimFunc
-from tvm.tirx.script import builder as T
 
 from iqvit.intgraph import IntGraph
 from iqvit.ops.l2_normalize import SQUARES, L2Normalize
@@ -25,6 +21,7 @@ from iqvit.tvm_backend.kernels.integers import (
 )
 from iqvit.tvm_backend.kernels.isa import Isa
 from iqvit.tvm_backend.kernels.layernorm import long_sums, short_sums
+from iqvit.tvm_backend.kernels.script import Buffer, Expr, IRBuilder, PrimFunc, T
 from iqvit.tvm_backend.kernels.vector import function_attributes, pieces, span, splat
 
 SCALARS = ("least", "numerator", "fraction", "zero_point")

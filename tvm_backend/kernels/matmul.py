@@ -3,10 +3,6 @@
 from dataclasses import dataclass
 
 import numpy as np
-from tvm.ir import Expr
-from tvm.script.ir_builder import IRBuilder
-from tvm.tirx import Buffer, PrimFunc
-from tvm.tirx.script import builder as T
 
 from iqvit.intgraph import IntGraph
 from iqvit.inttype import LIMITS
@@ -23,6 +19,7 @@ from iqvit.tvm_backend.kernels.integers import (
     widen,
 )
 from iqvit.tvm_backend.kernels.isa import Isa
+from iqvit.tvm_backend.kernels.script import Buffer, Expr, IRBuilder, PrimFunc, T
 from iqvit.tvm_backend.kernels.vector import function_attributes, pieces, span, splat
 from iqvit.tvm_backend.layout import View, view_of
 

@@ -3,11 +3,10 @@
 from dataclasses import dataclass, replace
 
 import numpy as np
-from tvm.ir import Expr
-from tvm.tirx.script import builder as T
 
 from iqvit.errors import GraphError
 from iqvit.tvm_backend.kernels.isa import Isa
+from iqvit.tvm_backend.kernels.script import Expr, T
 from iqvit.tvm_backend.kernels.vector import clamp, lanes_of, limits, splat, typed
 
 RESULTS = ("int8", "uint8", "int16", "int32")

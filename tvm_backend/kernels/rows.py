@@ -5,10 +5,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from tvm.ir import Expr
-from tvm.script.ir_builder import IRBuilder
-from tvm.tirx import Buffer, PrimFunc
-from tvm.tirx.script import builder as T
 
 from iqvit.intgraph import IntGraph
 from iqvit.inttype import LIMITS, IntType
@@ -34,6 +30,7 @@ from iqvit.tvm_backend.kernels.integers import (
 from iqvit.tvm_backend.kernels.isa import Isa
 from iqvit.tvm_backend.kernels.linear import followers_of
 from iqvit.tvm_backend.kernels.packing import pack_weights
+from iqvit.tvm_backend.kernels.script import Buffer, Expr, IRBuilder, PrimFunc, T
 from iqvit.tvm_backend.kernels.stages import Stage
 from iqvit.tvm_backend.kernels.vector import (
     clamp,

@@ -2,8 +2,7 @@
 
 from collections.abc import Iterator
 
-from tvm.ir import Expr
-from tvm.tirx.script import builder as T
+from iqvit.tvm_backend.kernels.script import Expr, T
 
 KERNEL = "iqvit.kernel"
 """The attribute of functions that are written out, without blocks to be scheduled."""
