@@ -18,6 +18,7 @@ from iqvit.calibration.plan import (
     Plan,
     equalisable,
     known_range,
+    least_scale,
     one_sided,
     read_bounded,
     reads_narrow,
@@ -140,7 +141,7 @@ class Sweep:
         bits = self.plan.residual[key]
         known = known_range(nodes)
         reach = known if known is not None else max(largest, 1e-9) * settings.headroom
-        scale = reach / (2 ** (max(bits, 16) - 1) - 1)
+        scale = max(reach / (2 ** (max(bits, 16) - 1) - 1), least_scale(nodes))
         primary = Point("int32" if bits else "int16", QParams.of(scale), bits)
         return primary, narrow if self.plan.narrow[key] else None
 
