@@ -44,12 +44,13 @@ def draw_boxes(
     line = max(3, picture.height // 200)
     draw = ImageDraw.Draw(picture)
     frames = [_inside(box, factor, picture.size) for box in boxes.tolist()]
-    colours = [palette[label] for label in labels.tolist()]
+    indices: list[int] = labels.tolist()
+    colours = [palette[index] for index in indices]
     # The best are drawn last, over the others.
     for frame, colour in reversed(list(zip(frames, colours, strict=True))):
         _frame(draw, frame, colour, line)
     font = ImageFont.load_default(size)
-    texts = [classes[label] for label in labels.tolist()]
+    texts = [classes[index] for index in indices]
     if scores is not None:
         texts = [f"{text} {score:.2f}" for text, score in zip(texts, scores.tolist(), strict=True)]
     places: list[Rectangle] = []

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from iqvit.eval.imagenet import Item
 from iqvit.eval.metrics import decibels, percent, predictions, ranks
 from iqvit.eval.preprocess import Preprocess, batches
 
+T = TypeVar("T")
 Predictor = Callable[[Tensor], Tensor]
 """uint8 [N, 3, H, W] -> scores [N, classes], integer or float."""
 
@@ -110,7 +112,7 @@ def without(items: Sequence[Item], exclude: Collection[Path]) -> list[Item]:
     return kept
 
 
-def spread(items: Sequence[Item], limit: int | None) -> list[Item]:
+def spread(items: Sequence[T], limit: int | None) -> list[T]:
     """`limit` of the items, evenly spaced in their order; all of them for None or too many."""
     if limit is None or limit >= len(items):
         return list(items)

@@ -47,8 +47,10 @@ def overlay(
         enlarged = (picture.width * factor, picture.height * factor)
         picture = picture.resize(enlarged, Image.Resampling.NEAREST)
     order = np.argsort(-counts, kind="stable")
+    labels: list[int] = found[order].tolist()
+    shares: list[float] = (100.0 * counts[order] / indices.size).tolist()
     entries = [
-        (classes[found[i]], palette[found[i]], 100.0 * counts[i] / indices.size) for i in order
+        (classes[label], palette[label], share) for label, share in zip(labels, shares, strict=True)
     ]
     return _beside(picture, entries)
 

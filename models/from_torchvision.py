@@ -44,7 +44,7 @@ def build(name: str, request: Request) -> FloatModel:
     return FloatModel(
         module=module,
         name=name,
-        input_shape=(1, 3, *size),
+        input_shape=(1, 3, size[0], size[1]),
         mean=tuple(transforms.mean),
         std=tuple(transforms.std),
         resize=(math.floor(size[0] * shorter / crop), math.floor(size[1] * shorter / crop)),

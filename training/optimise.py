@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 from torch.optim import AdamW
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 UNDECAYED = ("pos_embed", "cls_token", "dist_token", "cls_emb")
 """Embeddings that weight decay would pull to zero without making the function simpler."""
@@ -63,7 +64,8 @@ class Average:
     def update(self, source: nn.Module, step: int) -> None:
         """Move towards the weights after step `step`; buffers are copied."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        mine, theirs = list(self.model.parameters()), list(source.parameters())
-        torch._foreach_lerp_(mine, theirs, 1 - decay)
+        mine: list[Tensor] = list(self.model.parameters())
+        theirs: list[Tensor] = list(source.parameters())
+        get_ema_multi_avg_fn(decay)(mine, theirs, step)
         for kept, new in zip(self.model.buffers(), source.buffers(), strict=True):
             kept.copy_(new)

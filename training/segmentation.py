@@ -1,7 +1,7 @@
 """The segmentation task: a Segmenter, images with masks, cross entropy, mIoU."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,7 +72,7 @@ class SegmentationTask:
         fill = tuple(round(255 * value) for value in start.mean)
         self.augment = Augment(options.size, options.crop, (fill[0], fill[1], fill[2]))
         self.weight: Tensor | None = None
-        self.facts = {
+        self.facts: Mapping[str, Any] = {
             "model": start.name,
             "weights": start.weights,
             "classes": list(train.classes),

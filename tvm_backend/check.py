@@ -7,6 +7,7 @@ from tvm_ffi import VisitInterrupt, structural_walk
 
 from iqvit.errors import GraphError
 
+SCALAR: Any = PrimType  # its annotations leave out that it has a dtype
 SHOWN = 200
 """Characters of an offending expression that a message quotes."""
 
@@ -44,8 +45,8 @@ def _first_float(function: Any) -> tuple[Any, str] | None:
 
 def _dtypes(kind: Any) -> list[str]:
     """Every element type that a type names: of a scalar or vector, a buffer, a tensor, a tuple."""
-    if isinstance(kind, PrimType):
+    if isinstance(kind, SCALAR):
         return [str(kind.dtype)]
     found: list[str] = []
-    structural_walk(kind, (PrimType, lambda scalar: found.append(str(scalar.dtype))))
+    structural_walk(kind, (SCALAR, lambda scalar: found.append(str(scalar.dtype))))
     return found

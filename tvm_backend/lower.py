@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import tvm
-from tvm import relax
+import tvm.relax
 
 from iqvit.intgraph import IntGraph
 from iqvit.ops.reshape import Reshape
@@ -14,6 +14,9 @@ from iqvit.tvm_backend.arrange import arrange
 from iqvit.tvm_backend.kernels.call import As, Call
 from iqvit.tvm_backend.plan import Step, plan
 from iqvit.tvm_backend.targets import HOST, Target, resolve
+
+# Its shapes and arguments are typed as expressions; it takes tuples of integers and lists.
+relax: Any = tvm.relax
 
 
 def lower(graph: IntGraph, target: Target | str = HOST) -> tvm.IRModule:
@@ -56,10 +59,10 @@ class Lowering:
     """The state of one lowering: what is there so far."""
 
     graph: IntGraph
-    builder: relax.BlockBuilder
+    builder: tvm.relax.BlockBuilder
     values: dict[str, Any]
     """Relax expressions of the graph's values by node name."""
-    functions: dict[Hashable, Any]
+    functions: dict[tuple[str, Hashable], Any]
     """The functions made so far by (kernel, key)."""
 
     def value(self, name: str) -> Any:

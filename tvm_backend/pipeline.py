@@ -57,13 +57,14 @@ _TIR: Passes = (
 _NAME = "iqvit"
 
 
-def build(module: tvm.IRModule, target: Target) -> relax.VMExecutable:
+def build(module: tvm.IRModule, target: Target) -> tvm.runtime.Executable:
     """Compile a module whose `main` only calls its TIR functions (`call_tir`) for `target`.
 
     Raises `GraphError` if any float type occurs in it (`assert_no_float`).
     """
     assert_no_float(module)
-    PIPELINE_MAP[_NAME] = lambda: (_lower_tir, finalize_host_passes, finalize_device_passes)
+    pipelines: dict[str, Any] = PIPELINE_MAP  # typed as passes that are given a context too
+    pipelines[_NAME] = lambda: (_lower_tir, finalize_host_passes, finalize_device_passes)
     return relax.build(
         module, target.tvm_target(), relax_pipeline=_sequence(_RELAX), tir_pipeline=_NAME
     )
@@ -73,7 +74,8 @@ def _sequence(passes: Passes) -> Any:
     return tvm.transform.Sequential([make() for make in passes])
 
 
-def _lower_tir(module: tvm.IRModule) -> tvm.IRModule:
+def _lower_tir(module: Any) -> tvm.IRModule:
+    # An IRModule, whose annotations leave out that it has attributes.
     kernels = {name: f for name, f in module.functions_items() if f.attrs.get(KERNEL)}
     others = {name: f for name, f in module.functions_items() if name not in kernels}
     if others:

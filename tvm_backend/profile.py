@@ -54,7 +54,8 @@ def profile(
     steps = [step for step in planned if step.kernel != ALIAS]
     module, names = lower_named(graph, planned)
     counts = _calls(module, [names[step.group.last.name] for step in steps])
-    machine = relax.VirtualMachine(build(module, chosen), tvm.cpu())
+    device: Any = tvm.cpu()  # a class of tvm_ffi, which relax's annotations do not know
+    machine = relax.VirtualMachine(build(module, chosen), device)
     set_threads(threads)
     rng = np.random.default_rng(0)
     image = tvm.runtime.tensor(rng.integers(0, 256, graph.input.type.shape, np.uint8))
@@ -80,7 +81,8 @@ def _calls(module: tvm.IRModule, variables: list[str]) -> list[int]:
     for block in module["main"].body.blocks:
         for binding in block.bindings:
             value = binding.value
-            is_call = isinstance(value, relax.Call) and value.op.name == "relax.call_tir"
+            op: Any = value.op if isinstance(value, relax.Call) else None
+            is_call = op is not None and op.name == "relax.call_tir"
             pending += is_call
             if binding.var.name in ends:
                 counts[ends[binding.var.name]] = pending

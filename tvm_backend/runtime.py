@@ -2,6 +2,7 @@
 
 import os
 import sys
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,13 +48,13 @@ class Artifact:
         numpy arrays. What they mean (scale, zero point) is in `manifest["outputs"]`.
         Raises `DataError` for an input of a wrong shape or type.
         """
+        if isinstance(x, np.ndarray):
+            return self._run_batch(x)
         torch = sys.modules.get("torch")
-        if torch is not None and isinstance(x, torch.Tensor):
-            results = self._run_batch(x.detach().cpu().contiguous().numpy())
-            return {name: torch.from_numpy(array) for name, array in results.items()}
-        if not isinstance(x, np.ndarray):
+        if torch is None or not isinstance(x, torch.Tensor):
             raise DataError(f"the input must be a numpy array or torch tensor, not {type(x)}")
-        return self._run_batch(x)
+        results = self._run_batch(x.detach().cpu().contiguous().numpy())
+        return {name: torch.from_numpy(array) for name, array in results.items()}
 
     def run_one(self, x: Any) -> Any:
         """One input as a TVM tensor -> what the library returns: a tensor or an array of them.
@@ -111,8 +112,22 @@ def load(folder: str | os.PathLike[str], *, threads: int | None = None) -> Artif
     prepare_threads()
     if threads is not None:
         set_threads(threads)
+    return Artifact(Path(folder), manifest, open_library(Path(folder)))
+
+
+def open_library(folder: Path) -> Any:
+    """TVM's virtual machine over the library of an artifact, unchecked.
+
+    The dynamic loader takes a file whose path it has seen for the one it has: each time the path
+    is a new link, so that an artifact made anew in the same folder is really loaded.
+    """
     import tvm
     from tvm import relax
 
-    library = tvm.runtime.load_module(str(Path(folder) / LIBRARY))
-    return Artifact(Path(folder), manifest, relax.VirtualMachine(library, tvm.cpu()))
+    with tempfile.TemporaryDirectory() as place:
+        link = Path(place) / LIBRARY
+        link.symlink_to((folder / LIBRARY).resolve())
+        # These are named by classes of tvm_ffi, which relax's annotations do not know.
+        library: Any = tvm.runtime.load_module(str(link))
+    device: Any = tvm.cpu()
+    return relax.VirtualMachine(library, device)

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from iqvit.canonical import arguments
 from iqvit.intgraph import Node
 from iqvit.inttype import LIMITS
 from iqvit.ops.igelu import IGelu
@@ -53,12 +54,12 @@ def relu(c: Any, node: fx.Node) -> Node:
 
 def clamp(c: Any, node: fx.Node) -> Node:
     """Saturation between two bounds; exact, in the scale of the input, but for their rounding."""
-    x, bounds = c.value(node.args[0]), node.args[1:]
+    args, x = arguments(node), c.value(node.args[0])
     qparams = c.qparams(x)
     least, most = LIMITS[x.type.dtype]
     lo, hi = (
         min(max(round(bound / float(qparams.scale) + float(qparams.zero_point)), least), most)
-        for bound in bounds
+        for bound in (args["lo"], args["hi"])
     )
     return c.emit(node, Requantise(1, 0, 0, x.type.dtype, lo, hi), [x], qparams)
 

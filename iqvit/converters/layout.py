@@ -32,8 +32,8 @@ def cat(c: Any, node: fx.Node) -> Node:
 
 def reshape(c: Any, node: fx.Node) -> Node:
     """Row-major order is kept; a scale per channel only where the last axis is."""
-    x = c.value(node.args[0])
-    shape = tuple(node.args[1])
+    args, x = arguments(node), c.value(node.args[0])
+    shape = tuple(args["shape"])
     if c.qparams(x).per_channel and shape[-1] != x.type.shape[-1]:
         raise c.fault(node, "a scale per channel does not survive this reshape")
     return c.emit(node, Reshape(shape), [x], c.qparams(x))
@@ -41,7 +41,7 @@ def reshape(c: Any, node: fx.Node) -> Node:
 
 def permute(c: Any, node: fx.Node) -> Node:
     """Axes in another order."""
-    x, dims = c.value(node.args[0]), tuple(node.args[1])
+    x, dims = c.value(node.args[0]), tuple(arguments(node)["dims"])
     if c.qparams(x).per_channel and dims[-1] != len(dims) - 1:
         raise c.fault(node, "a scale per channel does not survive this permutation")
     return c.emit(node, Permute(dims), [x], c.qparams(x))

@@ -24,9 +24,9 @@ def topk(c: Any, node: fx.Node) -> Node:
 
 def getitem(c: Any, node: fx.Node) -> Node:
     """0: the values, gathered by index; 1: the indices."""
-    pair, index = node.args
-    indices = c.value(pair)
-    if index == 1:
+    args = arguments(node)
+    pair, indices = args["pair"], c.value(args["pair"])
+    if args["index"] == 1:
         return indices
     x = c.value(pair.args[0])
     return c.emit(node, Gather(), [x, indices], c.qparams(x))

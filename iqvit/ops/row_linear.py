@@ -87,10 +87,8 @@ class RowLinear(Op):
         return args[0].size * args[2].shape[0]
 
     def lower(self, bb: Any, args: list[Any], types: list[IntType], out: IntType) -> Any:
-        from tvm import te as tvm_te
-        from tvm import tirx
-
         from iqvit.ops import te
+        from iqvit.ops.te import tirx, tvm_te
 
         x, peak, weight, bias, multiplier = args
         acc = bb.emit_te(te.product, x, weight, primfunc_name_hint="row_linear_acc")

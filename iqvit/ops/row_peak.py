@@ -37,10 +37,8 @@ class RowPeak(Op):
         return size.amax(-1, keepdim=True).clamp(min=1)
 
     def lower(self, bb: Any, args: list[Any], types: list[IntType], out: IntType) -> Any:
-        from tvm import te as tvm_te
-        from tvm import tirx
-
         from iqvit.ops import te
+        from iqvit.ops.te import tirx, tvm_te
 
         def size(x: Any) -> Any:
             q = te.i32(x)

@@ -49,10 +49,8 @@ class RowQuantise(Op):
         return out.to(torch.uint8 if self.one_sided else torch.int8)
 
     def lower(self, bb: Any, args: list[Any], types: list[IntType], out: IntType) -> Any:
-        from tvm import te as tvm_te
-        from tvm import tirx
-
         from iqvit.ops import te
+        from iqvit.ops.te import tirx, tvm_te
 
         zero = tirx.const(0, "int64")
 

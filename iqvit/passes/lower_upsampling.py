@@ -19,7 +19,7 @@ def lower_upsampling(module: fx.GraphModule) -> None:
     """
     for node in calls(module, *UPSAMPLINGS):
         values = schema_arguments(node)
-        x = values.get("input", values.get("self"))
+        x: Any = values.get("input", values.get("self"))
         if values.get("align_corners") or not _keeps_factors(x, node, values):
             continue
         nearest = is_call(node, aten.upsample_nearest2d)

@@ -80,7 +80,7 @@ class Decoder(nn.Module):
         self.enc_bbox_head = _box_head(config)
         self.query_pos_head = Perceptron(4, 2 * width, width)
         for layer in self.query_pos_head.layers:
-            nn.init.xavier_uniform_(layer.weight)
+            nn.init.xavier_uniform_(layer.get_parameter("weight"))
         self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(layers))
         self.dec_score_head = nn.ModuleList(_score_head(config) for _ in range(layers))
         self.dec_bbox_head = nn.ModuleList(_box_head(config) for _ in range(layers))
@@ -131,8 +131,8 @@ def _score_head(config: RTDetrConfig) -> nn.Linear:
 def _box_head(config: RTDetrConfig) -> Perceptron:
     """Begins as zero: a box starts as its anchor."""
     head = Perceptron(config.width, config.width, config.width, 4)
-    nn.init.zeros_(head.layers[-1].weight)
-    nn.init.zeros_(head.layers[-1].bias)
+    nn.init.zeros_(head.layers[-1].get_parameter("weight"))
+    nn.init.zeros_(head.layers[-1].get_parameter("bias"))
     return head
 
 

@@ -102,7 +102,9 @@ def detection_loss(
     """
     from transformers.loss.loss_rt_detr import RTDetrForObjectDetectionLoss
 
-    loss, parts, _ = RTDetrForObjectDetectionLoss(
+    # It is annotated to return numbers, and its configuration to take no keyword.
+    losses: Any = RTDetrForObjectDetectionLoss
+    loss, parts, _ = losses(
         outputs.logits[:, -1],
         list(labels),
         outputs.logits.device,
@@ -122,7 +124,8 @@ def _loss_config(classes: int) -> Any:
     """transformers' configuration, whose weights of the losses are the published ones."""
     from transformers import RTDetrV2Config
 
-    return RTDetrV2Config(num_labels=classes)
+    config: Any = RTDetrV2Config
+    return config(num_labels=classes)
 
 
 def _noisy_queries(
@@ -132,7 +135,8 @@ def _noisy_queries(
         get_contrastive_denoising_training_group,
     )
 
-    queries, boxes, mask, bookkeeping = get_contrastive_denoising_training_group(
+    # Four values or, without any object, four times None.
+    group: Any = get_contrastive_denoising_training_group(
         targets=list(labels),
         num_classes=decoder.enc_score_head.out_features,
         num_queries=decoder.queries,
@@ -141,6 +145,4 @@ def _noisy_queries(
         label_noise_ratio=denoising.label_noise,
         box_noise_scale=denoising.box_noise,
     )
-    if queries is None:
-        return None
-    return _Noisy(queries, boxes, mask, bookkeeping)
+    return None if group[0] is None else _Noisy(*group)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import TypeGuard
 
 from iqvit.intgraph import IntGraph
 from iqvit.tvm_backend.fuse import Group
@@ -46,7 +47,7 @@ def elementwise(graph: IntGraph, group: Group, isa: Isa) -> Call | None:
     )
 
 
-def _is_full(value: Value, size: int) -> bool:
+def _is_full(value: Value, size: int) -> TypeGuard[As]:
     return isinstance(value, As) and math.prod(value.shape) == size
 
 

@@ -245,6 +245,7 @@ _SCALARS: dict[type[Op], Callable[..., Scalars]] = {
     Lookup: _lookup_scalars,
 }
 TABLED = (Rectified, Lookup)
+LIMITED = (Add, Requantise, Multiply, Rectified)
 
 
 def stage_of(graph: IntGraph, node: Node, place: int) -> tuple[Stage, list[Value]] | None:
@@ -272,7 +273,7 @@ def stage_of(graph: IntGraph, node: Node, place: int) -> tuple[Stage, list[Value
     scalars, ends = _SCALARS[type(op)](op, types, place)
     operands.append(Operand("scalars", "int64", len(scalars)))
     values.append(np.array(scalars, np.int64))
-    lo, hi = (node.type.lo, node.type.hi) if isinstance(op, Lookup) else (op.lo, op.hi)
+    lo, hi = (op.lo, op.hi) if isinstance(op, LIMITED) else (node.type.lo, node.type.hi)
     least = LIMITS[types[0].dtype][0] if isinstance(op, Lookup) else 0
     stage = Stage(type(op), node.type.dtype, lo, hi, fits32(*ends), tuple(operands), least)
     return stage, values
