@@ -139,6 +139,14 @@ def test_an_artifact_is_replaced_and_anything_else_is_not(folder, executable):
     assert (folder / "notes.txt").read_text() == "mine"
 
 
+def test_an_artifact_made_anew_in_the_same_folder_is_the_one_that_is_loaded(folder):
+    x = np.full(SHAPE, 3, np.uint8)
+    assert load(folder)(x)["doubled"].max() == 6
+    tripled = build(two_outputs(double=lambda x: x * 3), TARGETS["portable"])
+    write_artifact(folder, tripled, MANIFEST)
+    assert load(folder)(x)["doubled"].max() == 9
+
+
 def test_a_failed_write_leaves_nothing_behind(tmp_path):
     class Full:
         def export_library(self, file_name):

@@ -1,6 +1,7 @@
 """Running an artifact: needs numpy and TVM's runtime, and torch only if given torch tensors."""
 
 import os
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -118,16 +119,14 @@ def load(folder: str | os.PathLike[str], *, threads: int | None = None) -> Artif
 def open_library(folder: Path) -> Any:
     """TVM's virtual machine over the library of an artifact, unchecked.
 
-    The dynamic loader takes a file whose path it has seen for the one it has: each time the path
-    is a new link, so that an artifact made anew in the same folder is really loaded.
+    The dynamic loader takes a file whose path it has seen for the one it has: each time it gets a
+    copy of another name, so that an artifact made anew in the same folder is really loaded.
     """
     import tvm
     from tvm import relax
 
     with tempfile.TemporaryDirectory() as place:
-        link = Path(place) / LIBRARY
-        link.symlink_to((folder / LIBRARY).resolve())
         # These are named by classes of tvm_ffi, which relax's annotations do not know.
-        library: Any = tvm.runtime.load_module(str(link))
+        library: Any = tvm.runtime.load_module(shutil.copy(folder / LIBRARY, place))
     device: Any = tvm.cpu()
     return relax.VirtualMachine(library, device)

@@ -15,15 +15,11 @@ def profile(folder: Path, shape: tuple[int, ...]) -> list[tuple[str, int, float,
     The median of `RUNS` runs; the instrument itself costs about a microsecond a call.
     """
     import tvm
-    from tvm import relax
 
     from iqvit.commands.subject import random_image
-    from iqvit.tvm_backend.artifact import LIBRARY
+    from iqvit.tvm_backend.runtime import open_library
 
-    # TVM names its own types in annotations that its functions do not return.
-    library: Any = tvm.runtime.load_module(str(folder / LIBRARY))
-    processor: Any = tvm.cpu()
-    machine = relax.VirtualMachine(library, processor)
+    machine = open_library(folder)
     image = tvm.runtime.tensor(random_image(shape).numpy())
     machine["main"](image)
     totals: list[dict[str, float]] = []
