@@ -29,6 +29,7 @@ from iqvit.canonicalize import canonicalize
 from iqvit.capture import capture
 from iqvit.commands.outputs import write_metrics
 from iqvit.convert import convert
+from iqvit.errors import OverflowProofError
 from iqvit.eval.bench import machine
 from iqvit.eval.evaluate import evaluate, without
 from iqvit.eval.imagenet import choose, read_imagenet
@@ -94,9 +95,13 @@ def rows(
     found: dict[str, object] = dict(machine())
     for name in names:
         begun = time.perf_counter()
-        calibrated = calibrate(canonical, [calibration], load_recipe(RECIPES / f"{name}.toml"))
-        seconds = time.perf_counter() - begun
-        graph = convert(canonical, calibrated)
+        try:
+            calibrated = calibrate(canonical, [calibration], load_recipe(RECIPES / f"{name}.toml"))
+            seconds = time.perf_counter() - begun
+            graph = convert(canonical, calibrated)
+        except OverflowProofError as error:
+            print(f"| {name} | does not build: {str(error).splitlines()[0]} |", flush=True)
+            continue
         with tempfile.TemporaryDirectory() as folder:
             row = score(load(compile_library(graph, Path(folder) / "artifact")), graph)
         cells = " | ".join(f"{row[column]:.2f}" for column in columns)
