@@ -35,6 +35,11 @@ class World:
             distributed.all_reduce(tensor)
         return tensor
 
+    def wait(self) -> None:
+        """Return when all processes are here."""
+        if self.size > 1:
+            distributed.barrier()
+
 
 @contextmanager
 def processes() -> Iterator[World]:

@@ -196,6 +196,8 @@ class Trainer:
                 self.optimizer.state_dict(), average,
             )  # fmt: skip
             write_checkpoint(self.output.folder, state)
+        # Whoever reads it next, in whichever process, finds it.
+        self.world.wait()
 
     def _restore(self, state: Checkpoint) -> None:
         self.step, self.history, self.best = state.step, state.history, state.best
