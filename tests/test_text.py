@@ -18,7 +18,7 @@ iqvit graph 1
 @m: int32[2] 5..6
 %blocks.0_fc1: int16[1,2] -765..1918 = linear(%flat, @w, @b, @m) \
 {shift=3, zero_point=0, dtype="int16", lo=-32768, hi=32767} # blocks.0.fc1, timm/mlp.py:42
-%best: int32[1] 0..1 = argmax(%blocks.0_fc1) {axis=1, keepdim=0} # blocks.0.fc1
+%best: int32[1] 0..1 = argmax(%blocks.0_fc1) {axis=1, keepdim=0, dtype="int32"} # blocks.0.fc1
 return top1=%best, logits=%blocks.0_fc1
 """
 
