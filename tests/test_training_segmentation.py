@@ -285,7 +285,9 @@ def test_the_command_teaches_and_resumes(drawings, trained, tmp_path, capsys):
     pytest.importorskip("matplotlib")
     folder = tmp_path / "out"
     options = ["--epochs", "15", "--class-weights", "sqrt-inverse", "--ema", "0.8"]
-    assert train(drawings, trained, folder, *options) == 0, capsys.readouterr().err
+    assert train(drawings, trained, folder, *options, "--until", "8") == 0
+    assert len(json.loads((folder / "history.json").read_text())) == 8
+    assert train(drawings, trained, folder, *options, "--resume") == 0, capsys.readouterr().err
     told = capsys.readouterr()
     assert "images/s" in told.err
     history = json.loads((folder / "history.json").read_text())
@@ -313,6 +315,7 @@ def test_the_command_teaches_and_resumes(drawings, trained, tmp_path, capsys):
     [
         (["--model", "segmenter:vit_tiny_patch16_224+mask"], "give one of --model"),
         (["--weights", "w.safetensors"], "--weights goes with --model"),
+        (["--decoder", "conv"], "conv"),
         (["--dataset", "voc"], "none of folder, ade20k, cityscapes"),
         (["--dataset", "ade20k", "--class-file", "c.txt"], "--class-file is for"),
         (["--resume"], "nothing to resume"),

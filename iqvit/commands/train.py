@@ -116,6 +116,12 @@ def segmentation(
         int,
         typer.Option("--cache", metavar="MIB", min=0, help="Decoded images kept by a process."),
     ] = 4096,
+    until: Annotated[
+        int | None,
+        typer.Option(
+            "--until", metavar="EPOCH", min=1, help="Stop after this one; --resume goes on from it."
+        ),
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the checkpoint in FOLDER, exactly.")
     ] = False,
@@ -166,13 +172,14 @@ def segmentation(
                 screen.note(text)
         try:
             task.prepare(world)
-            history = Trainer(task, plan, where, world).run()
+            history = Trainer(task, plan, where, world).run(until)
         except KeyboardInterrupt as error:
             print(f"interrupted; --resume goes on from the last epoch in {output}", file=sys.stderr)
             raise typer.Exit(INTERRUPTED) from error
     if world.leads:
-        best = max(row[task.metric] for row in history if task.metric in row)
-        screen.facts({"model": f"segmenter:{output}", "epochs": len(history), "best_miou": best})
+        scores = [row[task.metric] for row in history if task.metric in row]
+        best = {"best_miou": max(scores)} if scores else {}
+        screen.facts({"model": f"segmenter:{output}", "epochs": len(history), **best})
 
 
 class Teller:
