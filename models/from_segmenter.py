@@ -43,7 +43,9 @@ def build(name: str, request: Request) -> FloatModel:
         classes=request.num_classes,
         weights=request.weights,
     )
-    height, width = loaded.segmenter.config.image_size
+    config = loaded.segmenter.config
+    height, width = config.image_size
+    unnamed = tuple(f"class {i}" for i in range(config.classes))
     return FloatModel(
         module=ClassMap(loaded.segmenter).eval(),
         name=f"segmenter:{name}",
@@ -53,7 +55,7 @@ def build(name: str, request: Request) -> FloatModel:
         resize=(height, width),
         crop="squash",
         interpolation="bilinear",
-        labels=loaded.meta.labels,
+        labels=loaded.meta.labels or unnamed,
         weights=loaded.weights,
         notes=loaded.notes,
         task="segmentation",

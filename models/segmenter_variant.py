@@ -47,7 +47,7 @@ def read_variant(path: Path) -> tuple[SegmenterConfig, SegmenterMeta]:
     if not isinstance(decoder, dict) or name not in ("linear", "mask_transformer"):
         raise ModelError(f"{path}: decoder {name!r} is neither linear nor mask_transformer")
     normalisation = net.get("normalization")
-    if normalisation not in NORMALISATIONS:
+    if not isinstance(normalisation, str) or normalisation not in NORMALISATIONS:
         raise ModelError(
             f"{path}: normalization {normalisation!r} is none of {', '.join(NORMALISATIONS)}"
         )

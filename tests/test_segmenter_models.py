@@ -223,7 +223,8 @@ def test_a_public_checkpoint_by_its_spec(public):
     assert model.task == "segmentation"
     assert model.mean == (0.485, 0.456, 0.406)
     assert model.std == (0.229, 0.224, 0.225)
-    assert model.labels is None
+    assert model.labels is not None
+    assert model.labels[:2] == ("class 0", "class 1")
     assert model.preprocessing == {
         "size": [48, 32],
         "resize": [48, 32],

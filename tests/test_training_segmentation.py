@@ -1,6 +1,7 @@
 """The segmentation task: augmentation, loss, where a model begins, and the command as a whole."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -306,6 +307,14 @@ def test_the_command_teaches_and_resumes(drawings, trained, tmp_path, capsys):
     assert "already holds checkpoint.pt and config.json" in capsys.readouterr().err
     assert train(drawings, trained, folder, "--epochs", "16", "--resume") == 2
     assert "epochs: 15 there, 16 here" in capsys.readouterr().err
+    other = shutil.copytree(drawings, tmp_path / "other")
+    for part in ("images", "annotations"):
+        first = sorted((other / "train" / part).iterdir())[0]
+        first.rename(first.with_stem("renamed"))
+    assert train(other, trained, folder, *options, "--resume") == 2
+    assert "names of the images" in capsys.readouterr().err
+    assert train(drawings, trained, folder, *options, "--decoder", "linear", "--resume") == 2
+    assert "model sizes" in capsys.readouterr().err
     assert train(drawings, trained, folder, *options, "--resume") == 0
     assert f"best_miou\t{best}" in capsys.readouterr().out
 

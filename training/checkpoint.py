@@ -56,6 +56,8 @@ def read_checkpoint(folder: Path, run: Mapping[str, Any]) -> Checkpoint:
         if version != FORMAT:
             raise DataError(f"{path} is of format {version}; this program reads {FORMAT}")
         checkpoint = Checkpoint(**content)
+        if not isinstance(checkpoint.run, Mapping):
+            raise TypeError("its options are no mapping")
     except DataError:
         raise
     except Exception as error:

@@ -1,8 +1,9 @@
 """The segmentation task: a Segmenter, images with masks, cross entropy, mIoU."""
 
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -76,8 +77,10 @@ class SegmentationTask:
             "model": start.name,
             "weights": start.weights,
             "classes": list(train.classes),
+            "model sizes": plain(asdict(start.segmenter.config)),
             "training images": self.samples,
             "validation images": len(val),
+            "names of the images": names_hash(train, val),
             "input size": list(options.size),
             "crop": list(options.crop),
             "drop path": start.segmenter.config.drop_path,
@@ -127,6 +130,17 @@ class SegmentationTask:
         if not isinstance(model, Segmenter):
             raise TypeError(f"a Segmenter is trained here, not a {type(model).__name__}")
         return at_size(model, self.options.size)
+
+
+def plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Tuples as lists, which is what a checkpoint gives back."""
+    return {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}
+
+
+def names_hash(*sets: SegmentationSet) -> str:
+    """SHA-256 of the last three parts of the images' paths: says on which data a run is."""
+    names = ["/".join(image.parts[-3:]) for data in sets for image, _ in data.items]
+    return hashlib.sha256("\n".join(names).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 class Cached:

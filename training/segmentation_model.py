@@ -56,6 +56,9 @@ def fresh(
         made = from_segmenter.load(
             name, image_size=size, classes=classes, weights=read, drop_path=drop_path
         )
+    if weights is None:
+        unread = f"the weights are random, seed {seed}; give --weights FILE for a trained encoder"
+        made = replace(made, notes=(*made.notes, unread))
     return _start(made, spec, "random" if weights is None else weights.name)
 
 

@@ -176,7 +176,7 @@ class Trainer:
     def _validate(self) -> Row:
         begun = time.monotonic()
         model = self.scored.eval()
-        with torch.no_grad(), self._precision():
+        with torch.no_grad():  # in float32, as the model that is kept will be scored
             scores = self.task.validate(model, self.world)
         score = scores[self.task.metric]
         better = self.best is None or score > self.best
@@ -214,7 +214,8 @@ class Trainer:
 
     def _precision(self) -> Any:
         """bfloat16 where a GPU has it, which needs no scaling of the loss; float32 elsewhere."""
-        if self.world.device.type == "cuda":
+        cuda = self.world.device.type == "cuda"
+        if cuda and torch.cuda.is_bf16_supported(including_emulation=False):
             return torch.autocast("cuda", torch.bfloat16)
         return nullcontext()
 

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 USUAL_IMAGES = 64
 COMPARED = 4
 """Images on which the float and the integer values of all nodes are compared."""
+MASKS = {"annotations", "gtFine"}
+"""Folders of masks in the usual layouts of segmentation data."""
 
 
 def quantize(
@@ -109,12 +111,16 @@ def quantize(
 def calibration_images(folder: Path, count: int | None, seed: int) -> list[Path]:
     """The images that `count` and `seed` choose in a folder, the same for the same files.
 
-    Of a folder with `images/` and `annotations/` only the images: masks are no photographs.
+    Masks are no photographs: what is below a folder `annotations` or `gtFine` is left out.
     """
     from iqvit.eval.imagenet import choose, list_images
 
-    masked = (folder / "images").is_dir() and (folder / "annotations").is_dir()
-    found = list_images(folder / "images" if masked else folder)
+    listed = list_images(folder)
+    found = [path for path in listed if not MASKS & set(path.relative_to(folder).parts[:-1])]
+    if not found:
+        raise DataError(f"{folder} holds nothing but masks; name the folder of the images")
+    if len(found) < len(listed):
+        screen.note(f"{folder}: {len(listed) - len(found)} masks are not calibrated on")
     return choose(found, min(USUAL_IMAGES, len(found)) if count is None else count, seed)
 
 

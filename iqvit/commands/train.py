@@ -90,8 +90,11 @@ def segmentation(
     ] = 0.5,
     weight_decay: Annotated[float, typer.Option("--weight-decay")] = 0.05,
     warmup: Annotated[
-        float, typer.Option("--warmup", metavar="EPOCHS", help="Of rising learning rate.")
-    ] = 2.0,
+        float | None,
+        typer.Option(
+            "--warmup", metavar="EPOCHS", help="Of rising learning rate; a tenth, at most 2."
+        ),
+    ] = None,
     drop_path: Annotated[float, typer.Option("--drop-path", help="Stochastic depth.")] = 0.1,
     clip: Annotated[float, typer.Option("--clip", help="Largest norm of the gradient.")] = 1.0,
     average: Annotated[
@@ -150,7 +153,8 @@ def segmentation(
     if threads is not None:
         torch.set_num_threads(threads)
     options = Options(input_size, crop or input_size, class_weights, encoder_lr_scale, cache << 20)
-    plan = Schedule(epochs, batch, lr, weight_decay, warmup, clip, average, seed)
+    rising = min(2.0, epochs / 10) if warmup is None else warmup
+    plan = Schedule(epochs, batch, lr, weight_decay, rising, clip, average, seed)
     train, val = (_read(dataset, data, split, class_file) for split in ("train", "val"))
     begun = _begin(
         model,
