@@ -9,6 +9,7 @@ from iqvit.errors import DataError
 
 BINS = 4096
 BOUNDS, BOUND_RATIO = 64, 0.95  # candidates of lambda: the largest value seen, down to 1/25 of it
+LEAST_BOUND = 0.01  # of lambda: finer steps leave the 13 bits of `lambda_shiftgelu`'s exponential
 
 
 class Observer:
@@ -103,14 +104,14 @@ def span(observer: Observer, kind: str, percentile: float, symmetric: bool) -> S
 def gelu_bound(observer: Observer) -> float:
     """The clipping bound lambda of 8-bit GELU inputs: the one whose 127 steps either side of 0 give
     GELU's output the smallest squared error over everything seen."""
-    largest = max(-observer.least, observer.most, 1e-9)
+    largest = max(-observer.least, observer.most, LEAST_BOUND)
     if observer.counts is None or observer.limit == 0.0:
         return largest
     centres = observer.centres()
     wanted = torch.nn.functional.gelu(centres)
     best, best_loss = largest, math.inf
     for power in range(BOUNDS):
-        bound = largest * BOUND_RATIO**power
+        bound = max(largest * BOUND_RATIO**power, LEAST_BOUND)
         rounded = torch.round(centres / bound * 127).clamp(-127, 127) * bound / 127
         error = torch.nn.functional.gelu(rounded) - wanted
         loss = float((observer.counts * error**2).sum())

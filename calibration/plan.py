@@ -186,9 +186,9 @@ def reads_symmetric(user: fx.Node, settings: Settings, source: fx.Node) -> bool:
 
 
 def read_bounded(plan: Plan, node: fx.Node) -> bool:
-    """Whether a reader clips the value at a bound of its own."""
+    """Whether all that read the value clip it at a bound of their own: nobody else loses by it."""
     readers = [user for user in node.users if user.op == "call_function"]
-    return any(plan.approximation(user) in BOUNDED_FORMS for user in readers)
+    return bool(readers) and all(plan.approximation(u) in BOUNDED_FORMS for u in readers)
 
 
 def known_range(nodes: list[fx.Node]) -> float | None:

@@ -199,7 +199,7 @@ def _output_pairs(model: CanonicalModel, graph: IntGraph) -> dict[str, _Pair]:
     for name, node in model.outputs.items():
         found = graph[graph.outputs[name]] if name in graph.outputs else None
         origin = node.name
-        while found is not None and origin in indices and found.inputs:
+        while found is not None and (origin in indices or not origin) and found.inputs:
             found = graph[found.inputs[0]]
             origin = found.origin
         if found is not None and found.qparams is not None and not isinstance(found.op, Constant):

@@ -384,6 +384,33 @@ def test_a_relu_of_what_others_read_too_is_kept():
     assert fold_saturation(graph) is graph
 
 
+def test_a_chain_of_saturations_is_folded_as_far_as_its_limits_overlap():
+    net = Network()
+    x = net.conv(net.x, 8, 3)
+    for lo, hi in ((0, 10), (5, 20), (15, 30)):
+        x = net.add(Requantise(1, 0, 0, "uint8", lo, hi), x)
+    graph = net.finish(x=x)
+    folded = fold_saturation(graph)
+    assert sum(isinstance(node.op, Requantise) for node in folded) == 1
+    pixels = torch.full((1, 3, 21, 18), 77, dtype=torch.uint8)
+    assert torch.equal(run(folded, pixels)["x"], run(graph, pixels)["x"])
+
+
+def test_rows_that_only_look_like_flattened_images():
+    net = Network()
+    windows = net.add(Reshape((4, 18, 42)), net.conv(net.x, 8, 3))
+    rows = net.add(Permute((0, 2, 1)), windows)
+    weight = net.rng.integers(-127, 128, (6, 18)).astype(np.int8)
+    linear = Linear(38, 0, "uint8", *LIMITS["uint8"])
+    product = net.add(linear, rows, weight, np.zeros(6, np.int32), np.full(6, 2**30, np.int32))
+    back = net.add(Reshape((1, 6, 168)), net.add(Permute((0, 2, 1)), product))
+    graph = net.finish(back=back)
+    x = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (1, 3, 21, 18)).astype(np.uint8))
+    arranged = arrange(graph, TARGETS["x86-vnni"])
+    assert arranged is not graph
+    assert torch.equal(run(arranged, x)["back"], run(graph, x)["back"])
+
+
 def test_the_pass_leaves_other_graphs_alone():
     graph = network()
     assert arrange(graph, TARGETS["portable"]) is graph

@@ -280,6 +280,10 @@ INDICES: dict[str, tuple[Callable[[], nn.Module], set[str]]] = {
         ),
         {"upsample_bilinear", "argmax"},
     ),
+    "squeezed class map": (
+        lambda: on_maps(lambda net, x: x.argmax(1, keepdim=True).squeeze(1)),
+        {"argmax", "reshape"},
+    ),
     "moved indices": (
         lambda: on_tokens(
             lambda net, x: torch.cat(
@@ -357,6 +361,23 @@ OF_DETECTORS = {"clamp", "deformable_attention", "grid_sample", "take_rows"}
 def test_all_canonical_operators_are_shown():
     shown = {op for _, ops, *_ in (*NETS.values(), *INDICES.values()) for op in ops}
     assert shown | OF_DETECTORS == {op.name for op in OPS.values()}
+
+
+def test_class_maps_are_uint8_in_any_layout(images):
+    for name in ("argmax of channels", "class map", "squeezed class map"):
+        graph = quantized(canonical_of(INDICES[name][0]), images)
+        assert {graph[node].type.dtype for node in graph.outputs.values()} == {"uint8"}
+
+
+def test_an_upsampled_value_that_others_read_is_compared(images):
+    def both(net, x):
+        large = functional.interpolate(x, (16, 12), mode="bilinear")
+        return large.argmax(1), functional.gelu(large), large.amax((2, 3))
+
+    canonical = canonical_of(lambda: on_maps(both))
+    found = iqvit.compare(canonical, quantized(canonical, images), images)
+    assert any(row.op == "requantise" for row in found.rows)
+    assert found.sqnr_db > 30
 
 
 @pytest.mark.parametrize("name", INDICES)

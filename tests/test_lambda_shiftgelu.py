@@ -54,5 +54,8 @@ def test_lambda_ignores_a_negative_tail_that_gelu_flattens():
     assert gelu_bound(seen(x)) < 6.0
 
 
-def test_lambda_of_zeros_is_positive():
-    assert gelu_bound(seen(torch.zeros(1, 8))) > 0
+@pytest.mark.parametrize("size", [0.0, 1e-6, 0.004, 0.05])
+def test_lambda_of_small_values_makes_an_operator(size):
+    bound = gelu_bound(seen(size * torch.linspace(-1, 1, 64)[None]))
+    assert bound >= 0.01
+    LambdaShiftGelu.of(QParams.of(bound / 127), QParams.of(0.01), "int8")

@@ -153,8 +153,8 @@ class _Arrangement:
                 return True
         images = all(len(s) in (3, 4) for s in (shape, node.type.shape))
         if isinstance(op, Reshape) and images and self._only_last(source):
-            _, channels, *sizes = node.type.shape
-            if channels == shape[1]:
+            images_of, channels, *sizes = node.type.shape
+            if shape[0] == images_of == 1 and channels == shape[1]:
                 moved = Reshape((1, *sizes, channels))
                 self.lasts[node.name] = self._add(node, moved, [self.lasts[source]])
                 return True

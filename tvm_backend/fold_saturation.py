@@ -23,7 +23,7 @@ def fold_saturation(graph: IntGraph) -> IntGraph:
     """
     uses = Counter(name for node in graph for name in node.inputs)
     uses.update(graph.outputs.values())
-    folds = {node.inputs[0]: node for node in graph if _folds(graph, node, uses)}
+    folds = _folds(graph, uses)
     if not folds:
         return graph
     builder = GraphBuilder()
@@ -39,16 +39,24 @@ def fold_saturation(graph: IntGraph) -> IntGraph:
     return builder.finish(graph.outputs, graph.meta)
 
 
-def _folds(graph: IntGraph, node: Node, uses: Counter[str]) -> bool:
-    """Whether the node only saturates what a node before it computes for it alone."""
-    op = node.op
-    if not isinstance(op, Requantise) or (op.multiplier, op.offset, op.shift) != (1, 0, 0):
-        return False
-    source = graph[node.inputs[0]]
-    if not isinstance(source.op, SATURATING) or uses[source.name] > 1:
-        return False
-    overlap = max(op.lo, source.op.lo) <= min(op.hi, source.op.hi)
-    return overlap and op.dtype == source.op.dtype
+def _folds(graph: IntGraph, uses: Counter[str]) -> set[str]:
+    """The nodes whose only reader does nothing but saturate, to limits that overlap with theirs and
+    with those of all that is folded before."""
+    folds: set[str] = set()
+    limits: dict[str, tuple[int, int]] = {}
+    for node in graph:
+        op = node.op
+        if not isinstance(op, Requantise) or (op.multiplier, op.offset, op.shift) != (1, 0, 0):
+            continue
+        source = graph[node.inputs[0]]
+        if not isinstance(source.op, SATURATING) or uses[source.name] > 1:
+            continue
+        lo, hi = limits.get(source.name, (source.op.lo, source.op.hi))
+        lo, hi = max(op.lo, lo), min(op.hi, hi)
+        if lo <= hi and op.dtype == source.op.dtype:
+            folds.add(source.name)
+            limits[node.name] = lo, hi
+    return folds
 
 
 def _joined(source: Node, node: Node) -> Node:

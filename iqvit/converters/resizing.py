@@ -6,11 +6,12 @@ from torch import fx
 
 from iqvit.canonical import arguments, op_of
 from iqvit.intgraph import Node
+from iqvit.ops.requantise import Requantise
 from iqvit.ops.upsample_bilinear import UpsampleBilinear, scaled
 from iqvit.ops.upsample_nearest import UpsampleNearest
 
 # They read 32-bit values as they are.
-TAKES_EXACT = frozenset({"argmax", "amax"})
+TAKES_EXACT = frozenset({"argmax"})
 
 
 def upsample_nearest(c: Any, node: fx.Node) -> Node:
@@ -26,5 +27,6 @@ def upsample_bilinear(c: Any, node: fx.Node) -> Node:
     qparams = scaled(c.qparams(x), op.denominator(x.type.shape))
     if all(user.op == "output" or op_of(user).name in TAKES_EXACT for user in node.users):
         return c.emit(node, op, [x], qparams)
-    exact = c.emit(node, op, [x], qparams, "_exact")
-    return c.requantised(exact, c.point(node), node.name)
+    exact, point = c.emit(node, op, [x], qparams, "_exact"), c.point(node)
+    narrowed = Requantise.between(qparams, point.qparams, point.dtype, point.limits)
+    return c.emit(node, narrowed, [exact], point.qparams)

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import fx
 
-from iqvit.canonical import arguments
+from iqvit.canonical import arguments, op_of
 from iqvit.intgraph import Node
 from iqvit.inttype import QParams
 from iqvit.ops.argmax import Argmax
@@ -32,10 +32,18 @@ def getitem(c: Any, node: fx.Node) -> Node:
     return c.emit(node, Gather(), [x, indices], c.qparams(x))
 
 
+def _outward(node: fx.Node) -> bool:
+    """Whether a value goes to outputs only, perhaps in another layout."""
+    return all(
+        user.op == "output"
+        or (op_of(user).name in ("reshape", "permute", "slice", "select") and _outward(user))
+        for user in node.users
+    )
+
+
 def argmax(c: Any, node: fx.Node) -> Node:
     """The index of the largest: a class map in uint8 where only the output takes it."""
     args, x = arguments(node), c.value(node.args[0])
-    outward = all(user.op == "output" for user in node.users)
-    small = outward and x.type.shape[args["dim"]] <= 256
+    small = _outward(node) and x.type.shape[args["dim"]] <= 256
     op = Argmax(args["dim"], int(args["keepdim"]), "uint8" if small else "int32")
     return c.emit(node, op, [x], INDEX)

@@ -67,6 +67,8 @@ class L2Normalize(Op):
         squares = max(largest * largest * x.shape[-1], self.least)
         want(squares < 1 << SQUARES, f"a sum of {x.shape[-1]} squares of {x} leaves 61 bits")
         want(self.fraction > SQUARES // 2, "the output's scale is too small")
+        want(self.fraction <= NUMERATOR, f"the result is shifted by {self.fraction} bits")
+        want(abs(self.zero_point) < 1 << 31, f"the zero point {self.zero_point} leaves int32")
         # |q| <= sqrt(S), so |out| <= numerator >> fraction, one more for the root and the rounding
         most = (self.numerator >> self.fraction) + 2
         lo, hi = (-most if x.lo < 0 else 0), (most if x.hi > 0 else 0)
