@@ -395,7 +395,9 @@ def test_ctrl_c_while_quantising(call, tmp_path, monkeypatch):
 
 
 def test_ctrl_c_leaves_no_demo_behind(tmp_path):
-    command = [sys.executable, "-c", "import sys; from iqvit.cli import main; sys.exit(main())"]
+    # A shell that runs the tests in the background has all that they start ignore Ctrl-C.
+    heed = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    command = [sys.executable, "-c", heed + "from iqvit.cli import main; sys.exit(main())"]
     process = subprocess.Popen(
         [*command, "demo", "-o", "d"],
         cwd=tmp_path,
