@@ -40,7 +40,7 @@ USUAL = (
     "pytorch-float32,onnxruntime-float32,onnxruntime-minmax,onnxruntime-mixed,"
     "onnxruntime-dynamic,openvino-float32,nncf-default,nncf-transformer"
 )
-COLUMNS = ("peer", "miou", "equal_pixels", "images", "params", "macs", "file_bytes")
+COLUMNS = ("peer", "mIoU", "equal_pixels", "images", "params", "macs", "file_bytes")
 
 
 def rate(
@@ -79,7 +79,7 @@ def segmentation_peers(
       python benchmarks/segmentation_peers.py segmenter:trained/ --data camvid/ \\
           --class-file benchmarks/camvid.txt --calib-dir camvid/train/images --ours model.iqv
 
-    The calibration images are those of `iqvit quantize --calib CALIB_DIR --images N --seed S`. miou
+    The calibration images are those of `iqvit quantize --calib CALIB_DIR --images N --seed S`. mIoU
     is on the split `val`, equal_pixels against PyTorch float32, both in percent; every peer takes a
     normalised float32 image and gives the class map, iqvit takes the uint8 image. Latencies are
     medians of one image, all models taking turns.
@@ -114,7 +114,7 @@ def segmentation_peers(
         for row, make in jobs:
             subject = measured(row, make, score, counts)
             subjects |= {} if subject is None else {row["peer"]: subject}
-            screen.note(f"{row['peer']}: {row.get('error', row.get('miou'))}")
+            screen.note(f"{row['peer']}: {row.get('error', row.get('mIoU'))}")
         rows = [row for row, _ in jobs]
         if subjects:
             add_times(rows, subjects, counts, runs, report)

@@ -58,7 +58,7 @@ def main(
     print(f"{date.today()}, {machine()['cpu']}, {images} calibration images, {len(dataset)} scored")
     print("| recipe | mIoU | float mIoU | equal pixels | seconds to calibrate |")
     print("|---|---|---|---|---|")
-    columns = ("miou", "float_miou", "equal_pixels")
+    columns = ("mIoU", "float_mIoU", "equal_pixels")
     write_metrics(json, rows(canonicalize(captured), calibration, only, columns, score))
 
 

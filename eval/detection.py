@@ -19,8 +19,8 @@ from iqvit.eval.metrics import percent
 from iqvit.eval.preprocess import Preprocess
 
 STATS = (
-    *("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large"),
-    *("ar1", "ar10", "ar100", "ar_small", "ar_medium", "ar_large"),
+    *("mAP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large"),
+    *("AR1", "AR10", "AR100", "AR_small", "AR_medium", "AR_large"),
 )
 """pycocotools' summary, in its order."""
 AGREEMENT_SCORE = 0.5

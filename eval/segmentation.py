@@ -82,10 +82,10 @@ class ConfusionMatrix:
         return percent(int(self.counts.diagonal().sum()), int(self.counts.sum()))
 
     def metrics(self) -> dict[str, float | int]:
-        """miou, pixel_accuracy, mean_accuracy; how many pixels and classes were scored."""
+        """mIoU, pixel_accuracy, mean_accuracy; how many pixels and classes were scored."""
         self._require_pixels()
         return {
-            "miou": self.miou(),
+            "mIoU": self.miou(),
             "pixel_accuracy": self.pixel_accuracy(),
             "mean_accuracy": self.mean_accuracy(),
             "classes": sum(value is not None for value in self.iou()),
@@ -120,7 +120,7 @@ def evaluate_segmentation(
 
     `read` turns an image file into the model's input, uint8 [3, H, W]; a `Preprocess` is one. The
     class map is brought to the mask's size with `resize_nearest`: all that is scored is integers.
-    Always: `ConfusionMatrix.metrics`, images, seconds. With `reference`: float_miou, and
+    Always: `ConfusionMatrix.metrics`, images, seconds. With `reference`: float_mIoU, and
     equal_pixels, the percent of all pixels (ignored ones too, and before any resizing) to which
     both give the same class. `limit` takes so many images, evenly spaced; `on_map(image, map)` is
     given every class map at the mask's size, uint8 [H, W]. Raises DataError.
@@ -147,7 +147,7 @@ def evaluate_segmentation(
             progress(done, len(chosen))
     metrics: dict[str, Any] = {**own.metrics(), "images": len(chosen)}
     if reference is not None:
-        metrics |= {"float_miou": real.miou(), "equal_pixels": percent(equal, compared)}
+        metrics |= {"float_mIoU": real.miou(), "equal_pixels": percent(equal, compared)}
     metrics["seconds"] = time.perf_counter() - start
     named = dict(zip(dataset.classes, own.iou(), strict=True))
     if reference is None:

@@ -121,20 +121,20 @@ def test_evaluation_is_the_same_for_program_and_library(call, place, tmp_path):
     reference = ["--reference", "segmenter:{}/net"]
     program, _ = evaluate(call, tmp_path, "{}/maps.iqv", *reference)
     library, out = evaluate(call, tmp_path, "{}/maps-artifact", *reference, "--threads", "1")
-    own = {k for k in program if k.startswith(("miou", "iou", "pixel", "mean", "equal", "float"))}
+    own = {k for k in program if k.startswith(("mIoU", "iou", "pixel", "mean", "equal", "float"))}
     assert {k: program[k] for k in own} == {k: library[k] for k in own}
     assert (program["kind"], library["kind"]) == ("interpreter", "library")
     assert (library["images"], library["pixels"]) == (COUNT, COUNT * 37 * 70)
     assert library["classes"] == 4
-    assert 0 < library["miou"] < 100
-    assert library["miou"] == pytest.approx(np.mean([library[f"iou.{name}"] for name in LABELS]))
+    assert 0 < library["mIoU"] < 100
+    assert library["mIoU"] == pytest.approx(np.mean([library[f"iou.{name}"] for name in LABELS]))
     assert library["equal_pixels"] > 80
     # The float model gives each pixel its own class, so that it is equal to itself.
     real, _ = evaluate(call, tmp_path, "segmenter:{}/net", *reference)
     assert real["equal_pixels"] == 100
-    assert real["miou"] == real["float_miou"] == library["float_miou"]
+    assert real["mIoU"] == real["float_mIoU"] == library["float_mIoU"]
     assert "class\tiou\tfloat_iou" in out
-    assert "miou\t" in out
+    assert "mIoU\t" in out
 
 
 def test_class_maps_are_written_at_the_size_of_the_masks(call, place, tmp_path):
@@ -192,7 +192,7 @@ def test_windows_give_the_same_from_program_and_library(call, place, tmp_path):
         evaluate(call, tmp_path, model, *options, "--maps", "found")[0]
         for model in ("{}/logits.iqv", "{}/logits-artifact")
     ]
-    assert found[0]["miou"] == found[1]["miou"]
+    assert found[0]["mIoU"] == found[1]["mIoU"]
     assert found[1]["equal_pixels"] > 80
     # the last round's sums, of which the class map is the largest
     chosen = torch.from_numpy(read_mask(tmp_path / "found" / "0.png")).long()

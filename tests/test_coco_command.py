@@ -94,13 +94,13 @@ def test_eval_coco(data, capsys):
     options = ["--reference", "toy:any", "--results", str(results), "--json", str(metrics)]
     assert main(["eval", "coco", "--data", str(data), "toy:any", *options]) == 0
     found = json.loads(metrics.read_text())
-    assert [found[k] for k in ("ap", "float_ap", "ap.green")] == pytest.approx([100] * 3)
+    assert [found[k] for k in ("mAP", "float_mAP", "ap.green")] == pytest.approx([100] * 3)
     assert found["agreement"] == 100
     assert found["images"] == 2
     assert found["boxes"] == 3
     assert found["skipped"] == 0
     assert found["kind"] == "float"
-    assert "ap_large" not in found
+    assert "AP_large" not in found
     rows = json.loads(results.read_text())
     # The absent green rectangle of image 1 is a detection with score 0.
     assert [(row["image_id"], row["category_id"]) for row in rows] == [

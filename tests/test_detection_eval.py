@@ -114,7 +114,7 @@ def test_perfect_boxes(write):
     metrics = found.metrics
     assert [metrics[name] for name in STATS[:6]] == pytest.approx([100] * 6)
     assert [metrics[name] for name in STATS[8:]] == pytest.approx([100] * 4)
-    assert metrics["ar1"] < metrics["ar10"] <= 100
+    assert metrics["AR1"] < metrics["AR10"] <= 100
     # Class 2 has no box at all.
     assert found.ap == {"c1": pytest.approx(100), "c13": pytest.approx(100), "c90": None}
     assert metrics["images"] == 6
@@ -133,14 +133,14 @@ def test_by_hand(write):
     first = (51 * 1 + 50 * 2 / 3) / 101
     assert scores.ap["c1"] == pytest.approx(100 * first)
     assert scores.ap["c13"] == pytest.approx(30)
-    assert scores.metrics["ap"] == pytest.approx((100 * first + 30) / 2)
-    assert scores.metrics["ap50"] == pytest.approx((100 * first + 100) / 2)
-    assert scores.metrics["ap75"] == pytest.approx(100 * first / 2)
-    assert scores.metrics["ap_small"] is None
-    assert scores.metrics["ap_medium"] == pytest.approx(100 * first)
-    assert scores.metrics["ap_large"] == pytest.approx(30)
-    assert scores.metrics["ar1"] == pytest.approx((50 + 30) / 2)
-    assert scores.metrics["ar100"] == pytest.approx((100 + 30) / 2)
+    assert scores.metrics["mAP"] == pytest.approx((100 * first + 30) / 2)
+    assert scores.metrics["AP50"] == pytest.approx((100 * first + 100) / 2)
+    assert scores.metrics["AP75"] == pytest.approx(100 * first / 2)
+    assert scores.metrics["AP_small"] is None
+    assert scores.metrics["AP_medium"] == pytest.approx(100 * first)
+    assert scores.metrics["AP_large"] == pytest.approx(30)
+    assert scores.metrics["AR1"] == pytest.approx((50 + 30) / 2)
+    assert scores.metrics["AR100"] == pytest.approx((100 + 30) / 2)
 
 
 def test_crowd_regions_are_neither_found_nor_missed(write):
@@ -212,7 +212,7 @@ def test_integers_are_the_same_boxes(write):
     scores = evaluate_detection(predict, dataset, SQUASH, numbers=numbers)
     assert [row["bbox"] for row in scores.results] == [[50, 25, 100, 50], [0, 0, 25, 100]]
     assert [row["score"] for row in scores.results] == [80 / 64, 30 / 64]
-    assert scores.metrics["ap"] == pytest.approx(100)
+    assert scores.metrics["mAP"] == pytest.approx(100)
 
 
 def test_labels_that_the_data_does_not_have(write):
@@ -222,7 +222,7 @@ def test_labels_that_the_data_does_not_have(write):
         from_results(found), write(boxes), SQUASH, class_of=[-1, 0, 1, -1, 2]
     )
     assert [row["category_id"] for row in scores.results] == [90, 13]
-    assert scores.metrics["ap"] == pytest.approx(100)
+    assert scores.metrics["mAP"] == pytest.approx(100)
 
 
 def test_no_detection_at_all(write):
@@ -230,7 +230,7 @@ def test_no_detection_at_all(write):
     metrics = evaluate_detection(
         from_results({}), write(boxes), SQUASH, reference=from_results({})
     ).metrics
-    assert metrics["ap"] == metrics["ar100"] == 0
+    assert metrics["mAP"] == metrics["AR100"] == 0
     assert metrics["agreement"] is None
 
 
@@ -249,7 +249,7 @@ def test_agreement(write):
     )
     # Pairs: one in each image, of 4 detections of ours and 4 of the reference.
     assert scores.metrics["agreement"] == pytest.approx(100 * 2 * 2 / 8)
-    assert scores.metrics["float_ap"] == pytest.approx(100)
+    assert scores.metrics["float_mAP"] == pytest.approx(100)
     assert set(scores.metrics) >= {f"float_{name}" for name in STATS[:6]}
     assert scores.float_ap == {"c1": pytest.approx(100), "c13": None, "c90": None}
     assert scores.ap["c1"] < 100
@@ -333,7 +333,7 @@ def test_damaged_images(write):
     metrics = evaluate_detection(perfect(boxes), dataset, SQUASH, skip_bad=True).metrics
     assert metrics["skipped"] == 2
     assert metrics["images"] == metrics["boxes"] == 1
-    assert metrics["ap"] == pytest.approx(100)
+    assert metrics["mAP"] == pytest.approx(100)
 
 
 def test_pycocotools_prints_nothing(write, capsys):

@@ -128,12 +128,12 @@ def test_evaluation_at_the_masks_resolution(dataset):
         reference=lambda x: torch.where(x[:, 0] == 2, 1, x[:, 0]),
         on_map=lambda path, found: maps_by_name.update({path.name: found}),
     )
-    assert scores.metrics["miou"] == 100
+    assert scores.metrics["mIoU"] == 100
     assert scores.metrics["pixels"] == 3 * 6 * 6
     assert scores.metrics["images"] == 3
     assert scores.iou == {"a": 100, "b": 100, "c": 100}
     assert scores.float_iou == {"a": 100, "b": 50, "c": 0}
-    assert scores.metrics["float_miou"] == 50
+    assert scores.metrics["float_mIoU"] == 50
     assert scores.metrics["equal_pixels"] == pytest.approx(200 / 3)
     assert {found.dtype for found in maps_by_name.values()} == {torch.uint8}
     assert torch.equal(maps_by_name["2.png"], torch.full((6, 8), 2, dtype=torch.uint8))
@@ -152,7 +152,7 @@ def test_some_images_evenly_spaced(dataset):
     assert seen == ["0.png", (1, 2), "1.png", (2, 2)]
     assert scores.metrics["classes"] == 2
     assert scores.iou["c"] is None
-    assert "float_miou" not in scores.metrics
+    assert "float_mIoU" not in scores.metrics
 
 
 @pytest.mark.parametrize(

@@ -208,7 +208,7 @@ def test_validation_is_the_score_of_the_saved_model(drawings, trained, tmp_path,
     arguments = ["eval", "segmentation", f"segmenter:{tmp_path / 'kept'}", "--data", str(drawings)]
     assert main([*arguments, "--json", str(tmp_path / "m.json")]) == 0, capsys.readouterr().err
     metrics = json.loads((tmp_path / "m.json").read_text())
-    assert metrics["miou"] == pytest.approx(found["miou"])
+    assert metrics["mIoU"] == pytest.approx(found["mIoU"])
     assert metrics["pixel_accuracy"] == pytest.approx(found["pixel_accuracy"])
 
 
@@ -292,9 +292,9 @@ def test_the_command_teaches_and_resumes(drawings, trained, tmp_path, capsys):
     told = capsys.readouterr()
     assert "images/s" in told.err
     history = json.loads((folder / "history.json").read_text())
-    best = max(row["miou"] for row in history if "miou" in row)
+    best = max(row["mIoU"] for row in history if "mIoU" in row)
     assert best > 50
-    assert f"best_miou\t{best}" in told.out
+    assert f"best_mIoU\t{best}" in told.out
     loaded = load_segmenter(folder)
     assert loaded.meta.labels == ("red", "green", "blue")
     assert loaded.meta.palette == ((220, 30, 30), (30, 220, 30), (30, 30, 220))
@@ -316,7 +316,7 @@ def test_the_command_teaches_and_resumes(drawings, trained, tmp_path, capsys):
     assert train(drawings, trained, folder, *options, "--decoder", "linear", "--resume") == 2
     assert "model sizes" in capsys.readouterr().err
     assert train(drawings, trained, folder, *options, "--resume") == 0
-    assert f"best_miou\t{best}" in capsys.readouterr().out
+    assert f"best_mIoU\t{best}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -341,7 +341,7 @@ def test_mistakes_are_told_in_one_message(drawings, trained, tmp_path, capsys, m
 
 def test_no_curves_without_matplotlib(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "matplotlib.backends.backend_agg", None)
-    assert not write_curves(tmp_path / "c.png", [{"epoch": 1, "loss": 1.0, "lr": 1.0}], "miou")
+    assert not write_curves(tmp_path / "c.png", [{"epoch": 1, "loss": 1.0, "lr": 1.0}], "mIoU")
     assert not (tmp_path / "c.png").exists()
 
 

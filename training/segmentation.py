@@ -59,7 +59,7 @@ class SegmentationTask:
     at the resolution of the masks.
     """
 
-    metric = "miou"
+    metric = "mIoU"
 
     def __init__(
         self, start: Start, train: SegmentationSet, val: SegmentationSet, options: Options
@@ -119,7 +119,7 @@ class SegmentationTask:
             mask = self.val.mask(index)
             matrix.add(resize_nearest(found, mask.shape), mask)
         matrix.counts = world.sum(matrix.counts).cpu()
-        return {"miou": matrix.miou(), "pixel_accuracy": matrix.pixel_accuracy()}
+        return {"mIoU": matrix.miou(), "pixel_accuracy": matrix.pixel_accuracy()}
 
     def save(self, folder: Path, model: nn.Module) -> None:
         meta = SegmenterMeta(self.val.classes, self.start.mean, self.start.std, self.val.palette)

@@ -67,8 +67,8 @@ def coco(
       iqvit eval coco --data coco/ --split val2017 artifact/ --results found.json
       iqvit eval coco --data cells/ artifact/ --reference FLOAT_MODEL
 
-    The metrics are pycocotools', in 0..100: ap is the mean over IoU .50 to .95 and over the
-    classes, ap50 and ap75 that at one IoU, small is below 32x32 pixels, large from 96x96, ar10 the
+    The metrics are pycocotools', in 0..100: mAP is the mean over IoU .50 to .95 and over the
+    classes, AP50 and AP75 that at one IoU, small is below 32x32 pixels, large from 96x96, AR10 the
     recall of 10 detections an image. Metrics of what the data does not have are left out.
     agreement: of all detections of MODEL and reference with a score of at least 0.5, the share that
     the other one makes too, with the same label and an IoU of at least 0.9. --skip-bad also leaves

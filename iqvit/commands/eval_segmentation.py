@@ -94,7 +94,7 @@ def segmentation(
           --reference segmenter:FOLDER
 
     A mask has its image's name and size; its values are class indices, in the order of the class
-    list. miou is the mean over the classes that occur in the masks or in the class maps, of
+    list. mIoU is the mean over the classes that occur in the masks or in the class maps, of
     intersections and unions summed over all images, in percent, at the masks' resolution: class
     maps are resized to it by nearest neighbour. equal_pixels is the share of pixels that MODEL and
     reference give the same class.

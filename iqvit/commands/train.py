@@ -182,7 +182,7 @@ def segmentation(
             raise typer.Exit(INTERRUPTED) from error
     if world.leads:
         scores = [row[task.metric] for row in history if task.metric in row]
-        best = {"best_miou": max(scores)} if scores else {}
+        best = {"best_mIoU": max(scores)} if scores else {}
         screen.facts({"model": f"segmenter:{output}", "epochs": len(history), **best})
 
 
