@@ -113,6 +113,8 @@ def segmentation_peers(
         subjects: dict[str, Subject] = {}
         for row, make in jobs:
             subject = measured(row, make, score, counts)
+            if row["peer"] == "pytorch-float32":
+                row["file_bytes"] = sum(t.nbytes for t in model.module.state_dict().values())
             subjects |= {} if subject is None else {row["peer"]: subject}
             screen.note(f"{row['peer']}: {row.get('error', row.get('mIoU'))}")
         rows = [row for row, _ in jobs]
