@@ -11,6 +11,7 @@ from torch import Tensor
 
 from iqvit.errors import IqvitError, ModelError
 from iqvit.files import write_atomically
+from iqvit.models.float_model import building
 from iqvit.models.segmenter import Segmenter, SegmenterConfig, at_size
 from iqvit.models.weights import Weights, load_weights, read_weights
 
@@ -98,7 +99,8 @@ def load_segmenter(
         default = folder / CHECKPOINT
     else:
         raise ModelError(f"{folder} holds no segmenter: neither {CONFIG} nor {VARIANT}")
-    segmenter = Segmenter(config)
+    with building(f"the segmenter of {folder}"):
+        segmenter = Segmenter(config)
     notes = load_whole(segmenter, read_weights(default) if weights is None else weights)
     if image_size is not None and image_size != config.image_size:
         segmenter = at_size(segmenter, image_size)
@@ -213,7 +215,7 @@ def _is_encoder_head(name: str) -> bool:
 def _read_config(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{path} is not readable JSON: {error}") from error
     if not isinstance(content, dict):
         raise ModelError(f"{path} holds a {type(content).__name__}, not an object")

@@ -76,7 +76,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         # _Loader is a SafeLoader: it makes plain values only, and refuses every other tag.
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise ModelError(f"{path} is not readable YAML of plain values: {reason}") from error
     net = content.get("net_kwargs") if isinstance(content, dict) else None

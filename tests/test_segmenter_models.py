@@ -599,3 +599,15 @@ def test_models_of_other_sources_take_height_and_width():
         load_model("torchvision:vit_b_32", input_size=(32, 64))
     with pytest.raises(ModelError, match=r"cannot be \(0, 64\)"):
         load_model("timm:test_vit", input_size=(0, 64))
+
+
+def test_configurations_that_no_computer_can_hold(tmp_path):
+    save_segmenter(tmp_path, random_segmenter(), META)
+    path = tmp_path / "config.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, "width": 3 * 2**40, "heads": 3}))
+    with pytest.raises(ModelError, match="cannot be made"):
+        load_segmenter(tmp_path)
+    path.write_text("[" * 100_000)
+    with pytest.raises(ModelError, match="is not readable JSON"):
+        load_segmenter(tmp_path)

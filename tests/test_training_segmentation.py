@@ -354,3 +354,17 @@ def test_another_decoder_on_a_trained_encoder(trained):
     )
     assert start.segmenter.config.decoder == "linear"
     assert "made anew: decoder.head.bias" in start.notes[-1]
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_a_mask_with_an_unknown_class_is_named(drawings, trained, tmp_path, capsys, workers):
+    other = shutil.copytree(drawings, tmp_path / "other")
+    mask = sorted((other / "train" / "annotations").iterdir())[0]
+    with Image.open(mask) as image:
+        Image.new("L", image.size, 77).save(mask)
+    more = ("--epochs", "1", "--workers", workers)
+    assert train(other, trained, tmp_path / "out", *more) == 2
+    error = capsys.readouterr().err
+    assert mask.name in error
+    assert "77" in error
+    assert "Traceback" not in error

@@ -2,10 +2,12 @@
 
 import hashlib
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from iqvit.errors import IqvitError
 from iqvit.training.processes import World
 from iqvit.training.task import Task
 
@@ -32,7 +34,21 @@ class Samples(Dataset):
         epoch, index = key
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed_of(self.seed, epoch, index))
-            return self.task.sample(index)
+            try:
+                return self.task.sample(index)
+            except IqvitError as error:
+                return error  # raised in another process, it would come with that one's traceback
+
+
+class Collate:
+    """The task's batch of samples, or the first error among them."""
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+
+    def __call__(self, samples: list[Any]) -> Any:
+        errors = [sample for sample in samples if isinstance(sample, IqvitError)]
+        return errors[0] if errors else self.task.collate(samples)
 
 
 class Order:
@@ -61,7 +77,7 @@ def loader(task: Task, order: Order, seed: int, workers: int) -> DataLoader:
     return DataLoader(
         Samples(task, seed),
         batch_sampler=order,
-        collate_fn=task.collate,
+        collate_fn=Collate(task),
         num_workers=workers,
         persistent_workers=workers > 0,
     )

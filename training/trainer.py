@@ -124,6 +124,8 @@ class Trainer:
         self.order.epoch = epoch
         self.model.train()
         for done, batch in enumerate(feed, 1):
+            if isinstance(batch, IqvitError):
+                raise batch
             loss = self._learn(batch)
             if not math.isfinite(loss):
                 raise IqvitError(
