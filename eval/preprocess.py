@@ -28,13 +28,15 @@ class Preprocess:
     scaled, keeping its aspect, until it just covers `resize`; with "squash" to exactly `resize`.
     Then the middle `size` is cut out. Scaling is Pillow's, antialiased, on uint8. An image that
     already has `size` is taken as it is: it was cropped before, and scaling it up to crop it again
-    would lose its border. Orientation tags (EXIF) are not followed, as in the usual evaluations.
+    would lose its border. An image with a side below `least` is refused. Orientation tags (EXIF)
+    are not followed, as in the usual evaluations.
     """
 
     size: tuple[int, int]
     resize: tuple[int, int] | None = None
     crop: str = "center"
     interpolation: str = "bicubic"
+    least: int = 1
 
     def __post_init__(self) -> None:
         height, width = self.size
@@ -55,7 +57,7 @@ class Preprocess:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Preprocess":
         """The inverse of `to_dict`; DataError for a missing or unknown key."""
-        known = {"size", "resize", "crop", "interpolation"}
+        known = {"size", "resize", "crop", "interpolation", "least"}
         if "size" not in values or not set(values) <= known:
             raise DataError(
                 f"preprocessing has keys {sorted(values)} where {sorted(known)} are due"
@@ -70,11 +72,17 @@ class Preprocess:
             "resize": list(self.target),
             "crop": self.crop,
             "interpolation": self.interpolation,
+            **({"least": self.least} if self.least > 1 else {}),
         }
 
     def __call__(self, path: Path) -> Tensor:
         """The image as uint8 RGB [3, H, W]; DataError naming a missing or damaged file."""
         image = read_image(path)
+        if min(image.size) < self.least:
+            raise DataError(
+                f"{path}: an image of {image.width}x{image.height} is smaller than a patch of the "
+                f"model, {self.least} pixels"
+            )
         height, width = self.size
         if image.size != (width, height):
             scaled = self._scaled_size(image.height, image.width)

@@ -25,8 +25,9 @@ class FloatModel:
 
     input_shape is (1, 3, H, W). mean and std are those of RGB in 0..1. Before the network an image
     is resized to `resize` (height, width; "center": the smallest scale that keeps the aspect and
-    covers it, "squash": exactly that size), then its middle H x W is cut out. `weights` says where
-    the weights are from; `notes` holds what the loader had to decide and a user should be told.
+    covers it, "squash": exactly that size), then its middle H x W is cut out; one with a side below
+    `least` is refused. `weights` says where the weights are from; `notes` holds what the loader had
+    to decide and a user should be told.
     task "classification": the network gives [N, classes]; "segmentation": class indices [N, H, W],
     or logits [N, classes, H, W]; palette then holds RGB in 0..255 of each class, where known.
     "detection": boxes [N, K, 4], scores [N, K] in 0..1 and labels [N, K], best first; a box is
@@ -41,6 +42,7 @@ class FloatModel:
     resize: tuple[int, int]
     crop: str = "center"
     interpolation: str = "bicubic"
+    least: int = 1
     labels: tuple[str, ...] | None = None
     weights: str = "random"
     notes: tuple[str, ...] = ()
@@ -74,6 +76,7 @@ class FloatModel:
             "resize": list(self.resize),
             "crop": self.crop,
             "interpolation": self.interpolation,
+            **({"least": self.least} if self.least > 1 else {}),
         }
 
     def normalise(self, images: Tensor) -> Tensor:

@@ -55,6 +55,7 @@ def build(name: str, request: Request) -> FloatModel:
         resize=(height, width),
         crop="squash",
         interpolation="bilinear",
+        least=config.patch_size,
         labels=loaded.meta.labels or unnamed,
         weights=loaded.weights,
         notes=loaded.notes,
