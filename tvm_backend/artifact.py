@@ -44,11 +44,13 @@ def write_artifact(
 
     `manifest` holds the keys of `REQUIRED`: `inputs` and `outputs` are lists of
     `{"name", "dtype", "shape", "scale", "zero_point"}` (shapes for a batch of one), `target` is
-    `{"name", "features"}`. Format, versions and the library's SHA-256 are added here.
+    `{"name", "features"}`. Format, versions, the library's SHA-256 and what was found in its
+    machine code are added here.
 
     The folder is made beside and renamed, so it is whole or not there; an artifact that was there
     is replaced. Raises `FileFormatError` for a manifest that lacks something, or where the place
-    holds something that is not an artifact, or cannot be written.
+    holds something that is not an artifact, or cannot be written; `GraphError` for a library with
+    float instructions (`machine_code`).
     """
     folder = Path(folder)
     check_manifest({**manifest}, REQUIRED, "the manifest to write")
@@ -125,12 +127,21 @@ def file_sha256(path: Path) -> str:
 def _fill(folder: Path, executable: Executable, manifest: Mapping[str, Any]) -> None:
     import tvm
 
+    from iqvit.tvm_backend.machine_code import assert_no_float_code
+
     library = folder / LIBRARY
     executable.export_library(str(library))
+    code = assert_no_float_code(library)
     complete = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
         **manifest,
+        "machine_code": {
+            "machine": code.machine,
+            "functions": code.functions,
+            "instructions": code.instructions,
+            "float_instructions": len(code.found),
+        },
         "sha256": file_sha256(library),
         "versions": {"iqvit": _own_version(), "tvm": tvm.__version__},
     }

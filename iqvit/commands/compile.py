@@ -28,7 +28,8 @@ def compile_graph(
     Example:
       iqvit compile model.iqv --target host -o artifact/
 
-    The lowered program is checked to hold no float type. An artifact that is there already is
+    The lowered program is checked to hold no float type, and the library's machine code to hold no
+    float instruction. An artifact that is there already is
     replaced; anything else is left alone. Next: `iqvit predict artifact/ photo.jpg`, `iqvit bench
     artifact/`.
     """
@@ -37,6 +38,7 @@ def compile_graph(
     require_replaceable(output)
     from iqvit.cost import cost
     from iqvit.serialize import load
+    from iqvit.tvm_backend.artifact import read_manifest
     from iqvit.tvm_backend.targets import resolve
 
     chosen = resolve(target)
@@ -46,7 +48,7 @@ def compile_graph(
 
     with screen.progress() as report, screen.staged(report) as begin:
         tvm_backend.compile(graph, output, chosen, progress=begin)
-    spent = cost(graph)
+    spent, code = cost(graph), read_manifest(output)["machine_code"]
     found = {
         "target": chosen.name,
         "macs": spent.macs,
@@ -54,6 +56,7 @@ def compile_graph(
         "bytes": spent.bytes,
         "file_bytes": sum(file.stat().st_size for file in output.iterdir()),
         "graph_hash": graph.hash,
+        **{key: code[key] for key in ("instructions", "float_instructions")},
         "seconds": time.perf_counter() - begun,
     }
     write_metrics(json, found)

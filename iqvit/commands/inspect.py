@@ -52,7 +52,8 @@ def inspect(
 
     The proofs are done anew: every value and every accumulator lies in its type for every image
     there can be, and no type is a float. An accumulator's head-room is how often its range could
-    double and still fit. Of an artifact the manifest is shown, without loading the library.
+    double and still fit. Of an artifact the manifest is shown, and every function of its library
+    is disassembled and searched for float instructions; none of its code is run.
     """
     require_file(json)
     if model.is_dir():
@@ -152,10 +153,12 @@ def _node_table(
 
 
 def _show_artifact(folder: Path, json: Path | None) -> None:
-    from iqvit.tvm_backend.artifact import read_manifest
+    from iqvit.tvm_backend.artifact import LIBRARY, read_manifest
+    from iqvit.tvm_backend.machine_code import machine_code
     from iqvit.tvm_backend.targets import missing_features
 
     manifest = read_manifest(folder)
+    code = machine_code(folder / LIBRARY)
     missing = missing_features(manifest["target"]["features"])
     metrics = {
         "macs": manifest.get("macs"),
@@ -163,6 +166,8 @@ def _show_artifact(folder: Path, json: Path | None) -> None:
         "file_bytes": sum(file.stat().st_size for file in folder.iterdir()),
         "target": manifest["target"]["name"],
         "graph_hash": manifest["graph_hash"],
+        "instructions": code.instructions,
+        "float_instructions": len(code.found),
     }
     write_metrics(json, metrics)
     tensors = {
@@ -173,5 +178,6 @@ def _show_artifact(folder: Path, json: Path | None) -> None:
     versions = {f"made by {name}": version for name, version in manifest["versions"].items()}
     runs = "yes" if not missing else f"no, it lacks {', '.join(missing)}"
     kernels = {f"kernel {name}": steps for name, steps in manifest.get("kernels", {}).items()}
-    about = {**metrics, **tensors, "runs on this CPU": runs, **kernels, **versions}
+    shown = {**metrics, "float_instructions": code.summary}
+    about = {**shown, **tensors, "runs on this CPU": runs, **kernels, **versions}
     screen.facts(about, str(folder))
