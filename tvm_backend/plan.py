@@ -9,6 +9,7 @@ from iqvit.ops.attention import Attention
 from iqvit.ops.base import Op
 from iqvit.ops.concat import Concat
 from iqvit.ops.conv2d import Conv2d
+from iqvit.ops.deform_attention import DeformAttention
 from iqvit.ops.l2_normalize import L2Normalize
 from iqvit.ops.lambda_shiftgelu import LambdaShiftGelu
 from iqvit.ops.layernorm import LayerNorm
@@ -32,6 +33,7 @@ from iqvit.tvm_backend.kernels.call import Call
 from iqvit.tvm_backend.kernels.class_map import class_map
 from iqvit.tvm_backend.kernels.conv import channels_last
 from iqvit.tvm_backend.kernels.copies import concat, strided_copy
+from iqvit.tvm_backend.kernels.deform import deform_attention
 from iqvit.tvm_backend.kernels.elementwise import elementwise
 from iqvit.tvm_backend.kernels.isa import Isa
 from iqvit.tvm_backend.kernels.l2_normalize import l2_normalize
@@ -58,6 +60,7 @@ FAST: dict[type[Op], Callable[[IntGraph, Group, Isa], Call | None]] = {
     ChannelsLast: channels_last,
     Conv2d: patch_embedding,
     L2Normalize: l2_normalize,
+    DeformAttention: deform_attention,
     Matmul: matmul,
     UpsampleBilinear: class_map,
     Permute: strided_copy,

@@ -148,8 +148,13 @@ class DeformAttention(Op):
                 want(max(map(abs, ends)) < 1 << 62, "a place leaves 62 bits")
                 places = [(end >> self.place_shift) + after for end in ends]
                 require_int32(min(places), max(places), "place")
-        half = (1 << self.shift) >> 1
         want(self.numerator // FULL < 1 << 31, "the reciprocal of a row sum leaves 31 bits")
+        lo, hi = clamp_range(*self.unsaturated(value), self.lo, self.hi)
+        return IntType(self.dtype, (1, boxes.shape[1], value.shape[-1]), lo, hi)
+
+    def unsaturated(self, value: IntType) -> tuple[int, int]:
+        """The range of the result before it saturates; `OverflowProofError` beyond 62 bits."""
+        half = (1 << self.shift) >> 1
         # The weights of a head are at most their sum and half a step for every tap.
         spread = 1 + 2 * self.samples_a_head * self.taps / FULL
         ends = [math.ceil(abs(v) * self.numerator * spread) for v in (value.lo, value.hi)]
@@ -157,8 +162,7 @@ class DeformAttention(Op):
         hi = ends[1] * (value.hi > 0) + self.offset_out + half
         if max(abs(lo), abs(hi)) >= 1 << 62:
             raise OverflowProofError(f"the output range {lo}..{hi} leaves 62 bits")
-        lo, hi = clamp_range(lo >> self.shift, hi >> self.shift, self.lo, self.hi)
-        return IntType(self.dtype, (1, boxes.shape[1], value.shape[-1]), lo, hi)
+        return lo >> self.shift, hi >> self.shift
 
     def _check(self, value: IntType, boxes: IntType, offsets: IntType, logits: IntType) -> None:
         check_mode(self.mode, self.fraction, MODES)

@@ -212,6 +212,18 @@ def total(value: Expr) -> Expr:
     return value
 
 
+def largest(value: Expr) -> Expr:
+    """The largest lane, as int32."""
+    lanes = lanes_of(value)
+    while lanes > 1:
+        lanes //= 2
+        value = keep(value)
+        low = T.Shuffle([value], list(range(lanes)))
+        high = T.Shuffle([value], list(range(lanes, 2 * lanes)))
+        value = T.max(low, high)
+    return keep(as_int32(value))
+
+
 def parts_of(value: Expr, lanes: int) -> list[Expr]:
     """The vector in parts of at most `lanes` lanes."""
     whole = lanes_of(value)

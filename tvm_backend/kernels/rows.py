@@ -22,6 +22,7 @@ from iqvit.tvm_backend.kernels.integers import (
     fits32,
     joined,
     keep,
+    largest,
     limited,
     narrow,
     parts_of,
@@ -84,27 +85,15 @@ def peak_kernel(name: str, one_sided: bool, shape: tuple[int, int], isa: Isa) ->
                     T.buffer_store(least, T.min(least[here], value), [here])
 
             _pieces(count, width, piece)
-            peak = _largest(most[lane])
+            peak = largest(most[lane])
             if one_sided:
                 peak = peak - offset[0]
             else:
                 # -1 - least is its size less one, and fits in int16 whatever it is.
                 flipped = least[lane] ^ splat(-1, "int16", width)
-                peak = T.max(peak, _largest(flipped) + 1)
+                peak = T.max(peak, largest(flipped) + 1)
             T.buffer_store(out, T.max(peak, T.int32(1)), [m])
     return builder.get()
-
-
-def _largest(value: Expr) -> Expr:
-    """The largest lane, as int32."""
-    lanes = lanes_of(value)
-    while lanes > 1:
-        lanes //= 2
-        value = keep(value)
-        low = T.Shuffle([value], list(range(lanes)))
-        high = T.Shuffle([value], list(range(lanes, 2 * lanes)))
-        value = T.max(low, high)
-    return keep(as_int32(value))
 
 
 def _pieces(count: int, width: int, piece: Callable[[Expr | int, int], None]) -> None:
