@@ -1,4 +1,4 @@
-"""A float model by name: timm:, torchvision:, transformers:, segmenter:, or FILE.py:FUNCTION."""
+"""A float model by name: timm:, torchvision:, transformers:, segmenter:, rtdetr:, FILE.py:FUNCTION."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -7,7 +7,14 @@ from pathlib import Path
 import torch
 
 from iqvit.errors import ModelError
-from iqvit.models import from_file, from_segmenter, from_timm, from_torchvision, from_transformers
+from iqvit.models import (
+    from_file,
+    from_rtdetr,
+    from_segmenter,
+    from_timm,
+    from_torchvision,
+    from_transformers,
+)
 from iqvit.models.float_model import FloatModel, Request
 from iqvit.models.weights import read_weights, require_finite
 
@@ -21,12 +28,13 @@ SOURCES: dict[str, Builder] = {
     "torchvision": from_torchvision.build,
     "transformers": from_transformers.build,
     "segmenter": from_segmenter.build,
+    "rtdetr": from_rtdetr.build,
 }
 
 FORMS = (
     "timm:NAME, torchvision:NAME, transformers:NAME_OR_FOLDER, segmenter:FOLDER, "
-    "segmenter:TIMM_NAME+linear|mask, or FILE.py:FUNCTION for your own function that returns an "
-    "nn.Module"
+    "segmenter:TIMM_NAME+linear|mask, rtdetr:FOLDER, rtdetr:vit_tiny|resnet_tiny|v2_s[+discrete], "
+    "or FILE.py:FUNCTION for your own function that returns an nn.Module"
 )
 
 
@@ -43,7 +51,7 @@ def load_model(
     Without `weights` the model keeps what it was made with: random numbers drawn from `seed`, or
     the weights of a folder or of the user's function. With `weights` every key and shape must fit.
     `input_size` (pixels of a square's side, or (height, width)) replaces the model's own; a timm
-    model or segmenter whose weights were made for another size has its position embedding
+    model, segmenter or detector whose weights were made for another size has its position embedding
     resampled, which is noted.
     Nothing is ever fetched from the network. The torch caller's random state is left as it was.
 

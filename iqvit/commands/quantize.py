@@ -34,8 +34,8 @@ def quantize(
         str,
         typer.Argument(
             metavar="SPEC",
-            help="timm:NAME, torchvision:NAME, transformers:NAME_OR_FOLDER, segmenter:FOLDER, or "
-            "FILE.py:FUNCTION of your own that returns an nn.Module.",
+            help="timm:NAME, torchvision:NAME, transformers:NAME_OR_FOLDER, segmenter:FOLDER, "
+            "rtdetr:FOLDER, or FILE.py:FUNCTION of your own that returns an nn.Module.",
         ),
     ],
     calib: Annotated[

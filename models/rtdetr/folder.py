@@ -1,6 +1,7 @@
 """A trained detector as a folder: `config.json` and `model.safetensors`."""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -42,24 +43,45 @@ def save_detector(folder: Path, model: RTDetr, card: DetectorCard) -> None:
 
 
 def load_detector(
-    folder: Path, image_size: tuple[int, int] | None = None
+    folder: Path,
+    image_size: tuple[int, int] | None = None,
+    *,
+    change: Callable[[RTDetrConfig], RTDetrConfig] | None = None,
+    weights: Weights | None = None,
 ) -> tuple[RTDetr, DetectorCard, tuple[str, ...]]:
     """The detector in eval mode, its card, and notes for the user.
 
     With another `image_size` (height, width) anchors and position embeddings are those of that
-    size; the learned positions of a ViT are resampled. ModelError for a folder that does not fit.
+    size; the learned positions of a ViT are resampled. change: makes another config of the
+    folder's, of the same weights. weights: instead of the folder's. ModelError for a folder, or
+    weights, that do not fit.
     """
-    config, card = _read_config(folder / CONFIG)
-    weights = read_weights(folder / WEIGHTS)
+    trained, card = _read_config(folder / CONFIG)
+    config = trained if image_size is None else replace(trained, image_size=image_size)
+    config = config if change is None else change(config)
+    weights = read_weights(folder / WEIGHTS) if weights is None else weights
     notes: tuple[str, ...] = ()
-    if image_size not in (None, config.image_size):
-        trained, config = config.image_size, replace(config, image_size=image_size)
-        weights = _resample(weights, trained, image_size)
+    if trained.image_size != config.image_size:
+        weights = positions_for(weights, trained.image_size, config.image_size)
         shown = "{0[0]}x{0[1]}".format
-        notes = (f"trained at {shown(trained)}, used at {shown(image_size)}",)
+        notes = (f"trained at {shown(trained.image_size)}, used at {shown(config.image_size)}",)
     model = RTDetr(config)
     notes = (*load_rtdetr_weights(model, weights), *notes)
     return model.eval(), card, notes
+
+
+def positions_for(weights: Weights, trained: tuple[int, int], wanted: tuple[int, int]) -> Weights:
+    """`weights` with a ViT's learned positions resampled from one image size to another.
+
+    Sizes are (height, width) in pixels. Positions that are not of the size `trained` stay as they
+    are: that they do not fit is said when they are loaded.
+    """
+    position: Tensor | None = weights.tensors.get(POSITIONS)
+    old, new = ((size[0] // PATCH, size[1] // PATCH) for size in (trained, wanted))
+    if position is None or position.ndim != 3 or position.shape[1] != 1 + old[0] * old[1]:
+        return weights
+    tensors = weights.tensors | {POSITIONS: resample_positions(position, old, new)}
+    return replace(weights, tensors=tensors)
 
 
 def _read_config(path: Path) -> tuple[RTDetrConfig, DetectorCard]:
@@ -84,12 +106,3 @@ def _check(card: DetectorCard, config: RTDetrConfig, place: str) -> None:
             f"{place}: {len(card.labels)} labels for {config.classes} classes, mean {card.mean}, "
             f"std {card.std}; give one label a class, and three values each"
         )
-
-
-def _resample(weights: Weights, trained: tuple[int, int], wanted: tuple[int, int]) -> Weights:
-    position: Tensor | None = weights.tensors.get(POSITIONS)
-    if position is None:
-        return weights
-    old, new = ((size[0] // PATCH, size[1] // PATCH) for size in (trained, wanted))
-    tensors = weights.tensors | {POSITIONS: resample_positions(position, old, new)}
-    return replace(weights, tensors=tensors)
