@@ -1,4 +1,4 @@
-"""A float model by name: timm:, torchvision:, transformers:, segmenter:, rtdetr:, FILE.py:FUNCTION."""
+"""A float model by name: timm:, torchvision:, transformers:, segmenter:, rtdetr:, or FILE.py:F."""
 
 from collections.abc import Callable
 from dataclasses import replace
