@@ -68,8 +68,10 @@ class Exp2:
         octave, f = t >> const(15), t & const(ONE - 1)
         inner = const(C2) - ((f * const(C3)) >> const(15))
         part = const(ONE) - ((f * (const(C1) - ((f * inner) >> const(15)))) >> const(15))
-        half = tirx.shift_left(const(1), const(14) + octave)
-        return tirx.shift_right(part * const(full) + half, const(15) + octave)
+        # As `run` rounds it, without the power of two, which LLVM makes on plain SSE2 by converting
+        # a float.
+        halves = tirx.shift_right(part * const(full), const(14) + octave)
+        return (halves + const(1)) >> const(1)
 
 
 def full_scale(bits: int) -> int:
