@@ -20,7 +20,9 @@ from iqvit.commands import (
     quantize,
     recipe,
     targets,
-    train,
+    train_detection,
+    train_segmentation,
+    training,
 )
 from iqvit.errors import IqvitError
 
@@ -128,13 +130,16 @@ for name, command, line in EVALUATIONS:
     evaluation.command(name, short_help=line)(guarded(command))
 app.add_typer(evaluation, name="eval", help=eval.HELP, short_help="Accuracy on labelled images.")
 
-training = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+train = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 # A callback keeps the name of the task in the command while there is only one.
-training.callback()(lambda: None)
-training.command("segmentation", short_help="A Segmenter, from images with masks.")(
-    guarded(train.segmentation)
+train.callback()(lambda: None)
+train.command("segmentation", short_help="A Segmenter, from images with masks.")(
+    guarded(train_segmentation.segmentation)
 )
-app.add_typer(training, name="train", help=train.HELP, short_help="Teach a float model.")
+train.command("detection", short_help="An RT-DETR, from images with boxes.")(
+    guarded(train_detection.detection)
+)
+app.add_typer(train, name="train", help=training.HELP, short_help="Teach a float model.")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -16,13 +16,13 @@ from iqvit.models.segmenter import Segmenter, SegmenterConfig
 from iqvit.models.segmenter_folder import SegmenterMeta, load_segmenter, save_segmenter
 from iqvit.training.augment import Augment, span
 from iqvit.training.curves import write_curves
+from iqvit.training.images import Cached, normalise
 from iqvit.training.processes import World
 from iqvit.training.segmentation import (
-    Cached,
     Options,
     SegmentationTask,
+    class_counts,
     cross_entropy,
-    normalise,
     sqrt_inverse,
 )
 from iqvit.training.segmentation_model import continued, fresh
@@ -185,7 +185,7 @@ def test_normalise():
 
 def test_decoded_images_are_kept_up_to_a_limit(drawings):
     data = read_folder(drawings, "train")
-    cached = Cached(data, most=3 * 4 * 32 * 48)
+    cached = Cached(lambda i: (data.image(i), data.mask(i)), most=3 * 4 * 32 * 48)
     first = [cached(index) for index in range(5)]
     again = [cached(index) for index in range(5)]
     assert [a[0] is b[0] for a, b in zip(first, again, strict=True)] == [True] * 3 + [False] * 2
@@ -194,7 +194,8 @@ def test_decoded_images_are_kept_up_to_a_limit(drawings):
 
 def test_classes_are_counted_by_all_processes_together(drawings):
     data = read_folder(drawings, "train")
-    parts = [Cached(data, 0).counts(World(rank, 2).share(len(data))) for rank in range(2)]
+    read = Cached(lambda i: (data.image(i), data.mask(i)), 0)
+    parts = [class_counts(read, World(rank, 2).share(len(data)), 3) for rank in range(2)]
     pixels = torch.cat([data.mask(i).flatten() for i in range(len(data))])
     assert sum(parts).tolist() == [int((pixels == c).sum()) for c in range(3)]
 

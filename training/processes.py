@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, distributed
@@ -34,6 +35,14 @@ class World:
         if self.size > 1:
             distributed.all_reduce(tensor)
         return tensor
+
+    def gather(self, values: list[Any]) -> list[Any]:
+        """The processes' lists, one after the other; plain values, for they are sent."""
+        if self.size == 1:
+            return values
+        lists: list[Any] = [None] * self.size
+        distributed.all_gather_object(lists, values)
+        return [value for part in lists for value in part]
 
     def wait(self) -> None:
         """Return when all processes are here."""

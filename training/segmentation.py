@@ -1,6 +1,5 @@
 """The segmentation task: a Segmenter, images with masks, cross entropy, mIoU."""
 
-import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -18,12 +17,12 @@ from iqvit.eval.segmentation_data import IGNORE, SegmentationSet
 from iqvit.models.segmenter import ClassMap, Segmenter, at_size
 from iqvit.models.segmenter_folder import SegmenterMeta, save_segmenter
 from iqvit.training.augment import Augment
+from iqvit.training.images import USUAL_CACHE, Cached, names_hash, normalise, plain
 from iqvit.training.processes import World
 from iqvit.training.segmentation_model import Start
 from iqvit.training.task import Network
 
 WEIGHTINGS = ("none", "sqrt-inverse")
-USUAL_CACHE = 4 << 30
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,7 @@ class SegmentationTask:
         self.start, self.options, self.val = start, options, val
         self.model: nn.Module = start.segmenter
         self.samples = len(train)
-        self.train = Cached(train, options.cache)
+        self.train = Cached(lambda i: (train.image(i), train.mask(i)), options.cache)
         fill = tuple(round(255 * value) for value in start.mean)
         self.augment = Augment(options.size, options.crop, (fill[0], fill[1], fill[2]))
         self.weight: Tensor | None = None
@@ -80,7 +79,9 @@ class SegmentationTask:
             "model sizes": plain(asdict(start.segmenter.config)),
             "training images": self.samples,
             "validation images": len(val),
-            "names of the images": names_hash(train, val),
+            "names of the images": names_hash(
+                image for data in (train, val) for image, _ in data.items
+            ),
             "input size": list(options.size),
             "crop": list(options.crop),
             "drop path": start.segmenter.config.drop_path,
@@ -91,11 +92,13 @@ class SegmentationTask:
     def prepare(self, world: World) -> None:
         """Count the classes where the loss weighs them; once, before training."""
         if self.options.class_weights == "sqrt-inverse":
-            counts = world.sum(self.train.counts(world.share(self.samples)))
+            share = world.share(self.samples)
+            counts = world.sum(class_counts(self.train, share, len(self.val.classes)))
             self.weight = sqrt_inverse(counts).to(world.device)
 
     def sample(self, index: int) -> tuple[Tensor, Tensor]:
-        return self.augment(*self.train(index))
+        image, mask = self.train(index)
+        return self.augment(image, mask)
 
     def collate(self, samples: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
         images, masks = zip(*samples, strict=True)
@@ -132,47 +135,12 @@ class SegmentationTask:
         return at_size(model, self.options.size)
 
 
-def plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Tuples as lists, which is what a checkpoint gives back."""
-    return {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}
-
-
-def names_hash(*sets: SegmentationSet) -> str:
-    """SHA-256 of the last three parts of the images' paths: says on which data a run is."""
-    names = ["/".join(image.parts[-3:]) for data in sets for image, _ in data.items]
-    return hashlib.sha256("\n".join(names).encode("utf-8", "surrogateescape")).hexdigest()
-
-
-class Cached:
-    """Decoded images [3, H, W] and masks [H, W], uint8, kept in memory up to `most` bytes."""
-
-    def __init__(self, data: SegmentationSet, most: int) -> None:
-        self.data, self.left = data, most
-        self.kept: dict[int, tuple[Tensor, Tensor]] = {}
-
-    def __call__(self, index: int) -> tuple[Tensor, Tensor]:
-        if index in self.kept:
-            return self.kept[index]
-        pair = self.data.image(index), self.data.mask(index)
-        size = pair[0].nbytes + pair[1].nbytes
-        if size <= self.left:
-            self.left -= size
-            self.kept[index] = pair
-        return pair
-
-    def counts(self, indices: Sequence[int]) -> Tensor:
-        """float64 [classes]: pixels of each class in the masks of `indices`."""
-        total = torch.zeros(IGNORE + 1, dtype=torch.int64)
-        for index in indices:
-            total += torch.bincount(self(index)[1].flatten().long(), minlength=IGNORE + 1)
-        return total[: len(self.data.classes)].double()
-
-
-def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """uint8 [N, 3, H, W] -> float32 (images / 255 - mean) / std, of each channel."""
-    shift = torch.tensor(mean, device=images.device).view(1, 3, 1, 1)
-    scale = torch.tensor(std, device=images.device).view(1, 3, 1, 1)
-    return (images.float() / 255.0 - shift) / scale
+def class_counts(read: Cached, indices: Sequence[int], classes: int) -> Tensor:
+    """float64 [classes]: pixels of each class in the masks of `indices`."""
+    total = torch.zeros(IGNORE + 1, dtype=torch.int64)
+    for index in indices:
+        total += torch.bincount(read(index)[1].flatten().long(), minlength=IGNORE + 1)
+    return total[:classes].double()
 
 
 def cross_entropy(logits: Tensor, masks: Tensor, weight: Tensor | None) -> Tensor:

@@ -10,6 +10,7 @@ from iqvit.models import from_segmenter
 from iqvit.models.segmenter import Segmenter
 from iqvit.models.segmenter_folder import LoadedSegmenter, load_segmenter
 from iqvit.models.weights import read_weights
+from iqvit.training.transfer import carry_over
 
 SPEC = "segmenter:"
 
@@ -84,12 +85,7 @@ def continued(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         segmenter = Segmenter(config)
-    own, theirs = segmenter.state_dict(), loaded.segmenter.state_dict()
-    kept = {n: t for n, t in theirs.items() if n in own and t.shape == own[n].shape}
-    segmenter.load_state_dict({**own, **kept})
-    notes = loaded.notes
-    if lost := sorted(own.keys() - kept.keys()):
-        notes = (*notes, f"made anew: {', '.join(lost)}")
+    notes = (*loaded.notes, *carry_over(loaded.segmenter, segmenter))
     made = replace(loaded, segmenter=segmenter, notes=notes)
     return _start(made, f"{SPEC}{folder.name}", Path(loaded.weights).name)
 

@@ -1,4 +1,4 @@
-"""What a trainer needs to know of a task; segmentation is one, detection can be another."""
+"""What a trainer needs to know of a task; segmentation, detection."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -25,6 +25,10 @@ class Task(Protocol):
     samples: int
     metric: str
     facts: Mapping[str, Any]
+
+    def prepare(self, world: World) -> None:
+        """What must be known of the whole data, once, before training."""
+        ...
 
     def sample(self, index: int) -> Any:
         """One augmented sample, random by torch's global state alone, which the trainer seeds."""
