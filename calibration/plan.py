@@ -204,15 +204,6 @@ def known_range(nodes: list[fx.Node]) -> float | None:
     return SIGMOID_REACH if sigmoids and len(sigmoids) == len(readers) else None
 
 
-def least_scale(nodes: list[fx.Node]) -> float:
-    """The finest wide scale that anybody could use: a LayerNorm divides by at least sqrt(eps), so
-    that finer steps would be lost in its output, and its epsilon would not fit its integers."""
-    norms = [
-        u for n in nodes for u in n.users if u.op != "output" and op_of(u).name == "layer_norm"
-    ]
-    return max((math.sqrt(arguments(norm)["eps"]) / 2**16 for norm in norms), default=0.0)
-
-
 def _is_bounded(node: fx.Node) -> bool:
     """Whether a node clamps to less than where logits saturate, so that anybody may read it."""
     if node.op != "call_function" or op_of(node).name != "clamp":

@@ -7,18 +7,19 @@ what earlier ones lost (in biases, and in the rounding of weights).
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import fx
 
 from iqvit.calibrated import Calibrated, Point, Weight
 from iqvit.calibration.equalise import channel_qparams, row_qparams, row_snap, search, snap
+from iqvit.calibration.floors import least_scale, norm_steps, raise_scales, reach
 from iqvit.calibration.observers import Observer, gelu_bound, span
 from iqvit.calibration.plan import (
     LAYOUT,
     Plan,
     equalisable,
     known_range,
-    least_scale,
     one_sided,
     read_bounded,
     reads_narrow,
@@ -122,6 +123,7 @@ class Sweep:
             self.points.update({node.name: primary for node in nodes})
             if narrow is not None:
                 self.narrow[key] = narrow
+        raise_scales(self.model, self.plan.group, self.points, self.narrow)
 
     def _group_points(self, key: str, nodes: list[fx.Node]) -> tuple[Point, Point | None]:
         settings = next(
@@ -131,7 +133,8 @@ class Sweep:
         seen = [self.observers[node.name] for node in nodes]
         readers = [(u, n) for n in nodes for u in n.users if u.op == "call_function"]
         signed = any(reads_symmetric(u, self._settings(u), n) for u, n in readers) or not readers
-        narrow = _point8(seen, settings, signed)
+        least = least_scale(nodes)
+        narrow = _point8(seen, settings, signed, least)
         if any(read_bounded(self.plan, node) for node in nodes):
             bound = max(gelu_bound(observer) for observer in seen)
             narrow = Point("int8", QParams.of(bound / 127))
@@ -140,8 +143,8 @@ class Sweep:
         largest = max(max(-o.least, o.most) for o in seen)
         bits = self.plan.residual[key]
         known = known_range(nodes)
-        reach = known if known is not None else max(largest, 1e-9) * settings.headroom
-        scale = max(reach / (2 ** (max(bits, 16) - 1) - 1), least_scale(nodes))
+        largest = known if known is not None else reach(largest) * settings.headroom
+        scale = max(largest / (2 ** (max(bits, 16) - 1) - 1), least)
         primary = Point("int32" if bits else "int16", QParams.of(scale), bits)
         return primary, narrow if self.plan.narrow[key] else None
 
@@ -162,12 +165,15 @@ class Sweep:
         picked = torch.randperm(len(rows), generator=self.generator)[:SAMPLED_ROWS]
         weights = [constant(linear.args[1]) for linear in linears]  # type: ignore[arg-type]
         bits = [self._settings(linear).weight_bits for linear in linears]
+        # Of LayerNorms alone rows are scaled by channel.
+        least = norm_steps(node).numpy() if by_row else 0.0
         span_, stacked = (observer.channel_least, observer.channel_most), torch.cat(weights)
 
         def candidate(alpha: float) -> QParams:
-            if by_row:
-                return row_qparams(*span_, stacked, alpha, settings.headroom)
-            return channel_qparams(*span_, stacked, alpha, settings.margin)
+            if not by_row:
+                return channel_qparams(*span_, stacked, alpha, settings.margin)
+            found = row_qparams(*span_, stacked, alpha, settings.headroom)
+            return QParams.of(np.maximum(found.scale, least), 0.0, axis=-1)
 
         qparams, alpha = search(rows[picked], weights, bits, settings.alpha, candidate, by_row)
         self.notes[node.name] = f"alpha {alpha:g}"
@@ -298,14 +304,17 @@ def _image_point(model: CanonicalModel) -> Point:
     return Point("uint8", QParams.of(torch.tensor(scales).double().numpy(), zeros, axis=1))  # type: ignore[arg-type]
 
 
-def _point8(seen: list[Observer], settings: Settings, signed: bool) -> Point:
-    """An 8-bit form: int8, zero point 0, where a product of two activations reads it; or uint8."""
+def _point8(seen: list[Observer], settings: Settings, signed: bool, least: float = 0.0) -> Point:
+    """An 8-bit form: int8, zero point 0, where a product of two activations reads it; or uint8.
+
+    least: its scale is at least this.
+    """
     spans = [span(o, settings.observer, settings.percentile, signed) for o in seen]
     lo = min(s.lo for s in spans) * settings.margin
     hi = max(s.hi for s in spans) * settings.margin
     if signed:
-        return Point("int8", QParams.of(max(-lo, hi, 1e-9) / 127))
-    scale = max(hi - lo, 1e-9) / 255
+        return Point("int8", QParams.of(max(reach(max(-lo, hi)) / 127, least)))
+    scale = max(reach(hi - lo) / 255, least)
     return Point("uint8", QParams.of(scale, round(-lo / scale)))
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from iqvit.calibration.quantize import quantize_canonical
+from iqvit.calibration.quantize import quantize, quantize_canonical
 from iqvit.canonical import OPS
 from iqvit.canonicalize import canonicalize
 from iqvit.capture import capture
@@ -16,11 +16,12 @@ from iqvit.sampling import deformable_attention
 from iqvit.verify import check_no_float
 
 SIZE = (64, 96)
+OUTPUTS = ("logits", "pred_boxes")
 LEVELS = [8, 12, 4, 6, 2, 3]
 
 
-def rtdetr(method: str) -> nn.Module:
-    """A small RT-DETRv2 on a ResNet, with the spread of weights of a trained one."""
+def untrained(method: str) -> nn.Module:
+    """A small RT-DETRv2 on a ResNet, as transformers initialises it."""
     transformers = pytest.importorskip("transformers")
     backbone = transformers.RTDetrResNetConfig(
         embedding_size=16,
@@ -46,7 +47,12 @@ def rtdetr(method: str) -> nn.Module:
         num_labels=5,
     )
     torch.manual_seed(0)
-    model = transformers.RTDetrV2ForObjectDetection(config).eval()
+    return transformers.RTDetrV2ForObjectDetection(config).eval()
+
+
+def rtdetr(method: str) -> nn.Module:
+    """With the spread of weights of a trained one."""
+    model = untrained(method)
     for name, value in (*model.named_parameters(), *model.named_buffers()):
         if "running_var" in name or (value.ndim == 1 and "norm" in name and "weight" in name):
             nn.init.uniform_(value, 0.7, 1.3)
@@ -63,9 +69,7 @@ def rtdetr(method: str) -> nn.Module:
 def converted(request):
     """Float model, canonical model, integer program, and images that it was not calibrated on."""
     model = rtdetr(request.param)
-    captured = capture(
-        model, (1, 3, *SIZE), mean=(0.0,) * 3, std=(1.0,) * 3, outputs=("logits", "pred_boxes")
-    )
+    captured = capture(model, (1, 3, *SIZE), mean=(0.0,) * 3, std=(1.0,) * 3, outputs=OUTPUTS)
     canonical = canonicalize(captured)
     coarse = torch.rand(8, 3, 8, 12, generator=torch.Generator().manual_seed(1))
     smooth = nn.functional.interpolate(coarse, size=SIZE, mode="bilinear")
@@ -108,6 +112,20 @@ def test_the_program_stays_close_for_the_same_queries(converted):
     assert results["pred_boxes"].dtype == torch.int16
     assert int(results["pred_boxes"].min()) >= 0
     assert any(isinstance(node.op, TopK) for node in program)
+
+
+def test_vanishing_activations_convert():
+    # Of its initialisation nothing is left behind the batch norms, and all scores tie.
+    size = (1, 3, *SIZE)
+    images = torch.randint(0, 256, (2, *size[1:]), dtype=torch.uint8)
+    model = untrained("default")
+    program = quantize(model, images, mean=(0.0,) * 3, std=(1.0,) * 3, outputs=OUTPUTS)
+    found = run(program, images[:1])["logits"]
+    with torch.no_grad():
+        wanted = model(images[:1] / 255).logits
+    qparams = program[program.outputs["logits"]].qparams
+    assert qparams is not None
+    assert float((qparams.dequantize(found) - wanted).abs().max()) < 1e-3
 
 
 @pytest.mark.slow
