@@ -25,6 +25,8 @@ from iqvit.ops.row_linear import RowLinear
 from iqvit.ops.row_peak import RowPeak
 from iqvit.ops.row_quantise import RowQuantise
 from iqvit.ops.slice import Slice
+from iqvit.ops.take_rows import TakeRows
+from iqvit.ops.topk import TopK
 from iqvit.ops.upsample_bilinear import UpsampleBilinear
 from iqvit.tvm_backend.channels_last import ChannelsLast
 from iqvit.tvm_backend.fuse import Group, groups
@@ -32,7 +34,7 @@ from iqvit.tvm_backend.kernels.attention import attention
 from iqvit.tvm_backend.kernels.call import Call
 from iqvit.tvm_backend.kernels.class_map import class_map
 from iqvit.tvm_backend.kernels.conv import channels_last
-from iqvit.tvm_backend.kernels.copies import concat, strided_copy
+from iqvit.tvm_backend.kernels.copies import concat, strided_copy, take_rows
 from iqvit.tvm_backend.kernels.deform import deform_attention
 from iqvit.tvm_backend.kernels.elementwise import elementwise
 from iqvit.tvm_backend.kernels.isa import Isa
@@ -42,6 +44,7 @@ from iqvit.tvm_backend.kernels.linear import linear, portable_linear
 from iqvit.tvm_backend.kernels.matmul import matmul
 from iqvit.tvm_backend.kernels.patches import patch_embedding
 from iqvit.tvm_backend.kernels.rows import row_linear, row_peak, row_quantise
+from iqvit.tvm_backend.kernels.topk import topk
 from iqvit.tvm_backend.targets import Target
 
 FAST: dict[type[Op], Callable[[IntGraph, Group, Isa], Call | None]] = {
@@ -66,6 +69,8 @@ FAST: dict[type[Op], Callable[[IntGraph, Group, Isa], Call | None]] = {
     Permute: strided_copy,
     Slice: strided_copy,
     Concat: concat,
+    TakeRows: take_rows,
+    TopK: topk,
 }
 """Fast kernels by the operator that heads a group; each may decline, by None."""
 

@@ -4,6 +4,7 @@ import math
 
 from iqvit.intgraph import IntGraph
 from iqvit.ops.concat import Concat
+from iqvit.ops.take_rows import TakeRows
 from iqvit.tvm_backend.fuse import Group
 from iqvit.tvm_backend.kernels.call import As, Call
 from iqvit.tvm_backend.kernels.isa import Isa
@@ -115,6 +116,41 @@ def concat_kernel(name: str, outer: int, lengths: tuple[int, ...], dtype: str) -
                 flat = T.decl_buffer((outer * length,), dtype, data=part.data)
                 _emit_run(flat, task * length, out, task * row + done, length)
                 done += length
+    return builder.get()
+
+
+def take_rows(graph: IntGraph, group: Group, _: Isa) -> Call | None:
+    """The call of a `take_rows`."""
+    node = group.head
+    x, index = graph.types_of(node)
+    if not isinstance(node.op, TakeRows):
+        return None
+    rows, length = x.shape[1:]
+    taken = index.size
+    return Call(
+        "take_rows",
+        (rows, length, taken, x.dtype, index.dtype),
+        lambda name: take_rows_kernel(name, (rows, length), taken, (x.dtype, index.dtype)),
+        (As(node.inputs[0], (x.size,)), As(node.inputs[1], (taken,))),
+        (taken * length,),
+        x.dtype,
+    )
+
+
+def take_rows_kernel(
+    name: str, shape: tuple[int, int], taken: int, dtypes: tuple[str, str]
+) -> PrimFunc:
+    """`name(x [rows * length], index [taken], out [taken * length])`, parallel over `taken`."""
+    rows, length = shape
+    with IRBuilder() as builder, T.prim_func(s_tir=True):
+        T.func_name(name)
+        T.func_attr(function_attributes(name))
+        x = T.arg("x", T.buffer((rows * length,), dtypes[0]))
+        index = T.arg("index", T.buffer((taken,), dtypes[1]))
+        out = T.arg("out", T.buffer((taken * length,), dtypes[0]))
+        with T.parallel(taken) as task:
+            start = T.Bind(T.Cast("int32", index[task]) * length)
+            _emit_run(x, start, out, task * length, length)
     return builder.get()
 
 
