@@ -34,6 +34,16 @@ def take_rows(x: Tensor, index: Tensor) -> Tensor:
     return x[:, index[0]]
 
 
+def floor_divide(x: Tensor, divisor: int) -> Tensor:
+    """Indices (int64, not negative) by a positive number, rounded down."""
+    return x // divisor
+
+
+def remainder(x: Tensor, divisor: int) -> Tensor:
+    """What `floor_divide` leaves of indices."""
+    return x % divisor
+
+
 def gelu(x: Tensor, approximate: str) -> Tensor:
     """x * Phi(x), exact (`none`) or by `tanh`; ATen takes the choice by keyword only."""
     return functional.gelu(x, approximate=approximate)
@@ -180,8 +190,13 @@ def _computed_rows(index: fx.Node, **_: Any) -> str | None:
     return "takes constant rows; index the tensor with slices" if is_constant(index) else None
 
 
+def _positive(divisor: int, **_: Any) -> str | None:
+    return None if divisor > 0 else f"divides by {divisor}"
+
+
 _POOL = {"kernel": "ints", "stride": "ints", "padding": "ints"}
 _RESIZE = {"x": "tensor", "size": "indices"}
+_BY = {"x": "tensor", "divisor": "int"}
 _PAIR = {"a": "tensor", "b": "tensor"}
 _REDUCE = {"x": "tensor", "dims": "indices", "keepdim": "bool"}
 
@@ -271,6 +286,8 @@ OPS: dict[Callable[..., Any], CanonicalOp] = {
             "argmax", aten.argmax.default, {"x": "tensor", "dim": "index", "keepdim": "bool"}
         ),
         CanonicalOp("getitem", getitem, {"pair": "tensor", "index": "index"}, _from_topk),
+        CanonicalOp("floor_divide", floor_divide, _BY, _positive),
+        CanonicalOp("remainder", remainder, _BY, _positive),
         CanonicalOp("take_rows", take_rows, {"x": "tensor", "index": "tensor"}, _computed_rows),
         CanonicalOp("grid_sample", grid_sample, {"x": "tensor", "grid": "tensor", "mode": "str"}),
         CanonicalOp(
@@ -288,7 +305,10 @@ OPS: dict[Callable[..., Any], CanonicalOp] = {
 }
 
 # What topk and argmax give are int64 indices, which only these may handle.
-ON_INDICES = ("topk", "argmax", "getitem", "reshape", "permute", "slice", "select", "cat")
+ON_INDICES = (
+    *("topk", "argmax", "getitem", "reshape", "permute", "slice", "select", "cat"),
+    *("floor_divide", "remainder"),
+)
 REMEDY = "replace it in the model by supported operators, or leave that part out of the model"
 REMEDIES = {
     "scaled_dot_product_attention": "call it without mask, causality and dropout",

@@ -21,6 +21,7 @@ from iqvit.passes.lower_arithmetic import lower_arithmetic
 from iqvit.passes.lower_attention_bias import lower_attention_bias
 from iqvit.passes.lower_einsum import lower_einsum
 from iqvit.passes.lower_gathers import lower_gathers
+from iqvit.passes.lower_index_arithmetic import lower_index_arithmetic
 from iqvit.passes.lower_matmuls import lower_matmuls
 from iqvit.passes.lower_reductions import lower_reductions
 from iqvit.passes.lower_splits import lower_splits
@@ -53,6 +54,7 @@ def canonical_pipeline() -> list[Pass]:
         fuse_deformable,
         fuse_logit,
         lower_gathers,
+        lower_index_arithmetic,
         lower_einsum,
         # Before the views, while the lengths of rows still show as broadcast.
         fuse_l2_norm,

@@ -53,6 +53,8 @@ CONVERTERS: dict[str, Callable[[Any, fx.Node], Node]] = {
     "topk": selection.topk,
     "getitem": selection.getitem,
     "argmax": selection.argmax,
+    "floor_divide": selection.floor_divide,
+    "remainder": selection.remainder,
     "take_rows": sampling.take_rows,
     "grid_sample": sampling.grid_sample,
     "deformable_attention": sampling.deformable_attention,

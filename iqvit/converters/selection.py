@@ -1,4 +1,4 @@
-"""`topk` and `argmax`; equal integers go to the lowest index."""
+"""`topk` and `argmax`, where equal integers go to the lowest index; arithmetic of indices."""
 
 from typing import Any
 
@@ -8,7 +8,9 @@ from iqvit.canonical import arguments, op_of
 from iqvit.intgraph import Node
 from iqvit.inttype import QParams
 from iqvit.ops.argmax import Argmax
+from iqvit.ops.floor_divide import FloorDivide
 from iqvit.ops.gather import Gather
+from iqvit.ops.remainder import Remainder
 from iqvit.ops.topk import TopK
 
 INDEX = QParams.of(1.0)  # an index stands for itself
@@ -30,6 +32,18 @@ def getitem(c: Any, node: fx.Node) -> Node:
         return indices
     x = c.value(pair.args[0])
     return c.emit(node, Gather(), [x, indices], c.qparams(x))
+
+
+def floor_divide(c: Any, node: fx.Node) -> Node:
+    """The query of a pair of query and class."""
+    args = arguments(node)
+    return c.emit(node, FloorDivide(args["divisor"]), [c.value(args["x"])], INDEX)
+
+
+def remainder(c: Any, node: fx.Node) -> Node:
+    """The class of a pair of query and class."""
+    args = arguments(node)
+    return c.emit(node, Remainder(args["divisor"]), [c.value(args["x"])], INDEX)
 
 
 def _outward(node: fx.Node) -> bool:

@@ -10,6 +10,7 @@ from iqvit.ops.concat import Concat
 from iqvit.ops.constant import Constant
 from iqvit.ops.conv2d import Conv2d
 from iqvit.ops.deform_attention import DeformAttention
+from iqvit.ops.floor_divide import FloorDivide
 from iqvit.ops.gather import Gather
 from iqvit.ops.grid_sample import GridSample
 from iqvit.ops.igelu import IGelu
@@ -28,6 +29,7 @@ from iqvit.ops.mean import Mean
 from iqvit.ops.multiply import Multiply
 from iqvit.ops.permute import Permute
 from iqvit.ops.rectified import Rectified
+from iqvit.ops.remainder import Remainder
 from iqvit.ops.requantise import Requantise
 from iqvit.ops.reshape import Reshape
 from iqvit.ops.row_linear import RowLinear
@@ -53,6 +55,7 @@ __all__ = [
     "Constant",
     "Conv2d",
     "DeformAttention",
+    "FloorDivide",
     "Gather",
     "GridSample",
     "IGelu",
@@ -72,6 +75,7 @@ __all__ = [
     "Op",
     "Permute",
     "Rectified",
+    "Remainder",
     "Requantise",
     "Reshape",
     "RowLinear",

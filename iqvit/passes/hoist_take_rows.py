@@ -28,13 +28,16 @@ def hoist_take_rows(module: fx.GraphModule) -> None:
     """Take rows before what is computed row by row: RT-DETR's box MLP then runs on its 300 queries
     instead of all tokens.
 
-    Only through values that nothing else reads. Constants with rows (anchors) are taken too.
+    Only through values that nothing else reads, and where fewer rows are left than there were.
+    Constants with rows (anchors) are taken too.
     """
     pending = [node for node in calls(module, take_rows)]
     while pending:
         node = pending.pop()
         x, index = operands(node)
         if is_constant(x) or len(x.users) != 1 or packet_of(x) not in ROW_WISE:
+            continue
+        if shape(node)[1] >= shape(x)[1]:
             continue
         count = ROW_WISE[packet_of(x)]
         args = [

@@ -3,6 +3,7 @@
 from torch import Tensor, nn
 
 from iqvit.errors import ModelError
+from iqvit.models.detections import Detected, best_pairs
 from iqvit.models.rtdetr.config import PyramidConfig, RTDetrConfig
 from iqvit.models.rtdetr.decoder import Decoder
 from iqvit.models.rtdetr.encoder import HybridEncoder
@@ -36,9 +37,7 @@ class RTDetr(nn.Module):
 class Detections(nn.Module):
     """The detector with its postprocessing: float32 [N, 3, H, W] -> boxes, scores and labels.
 
-    boxes: float32 [N, K, 4], (cx, cy, w, h) as fractions of the image; scores: float32 [N, K] in
-    0..1; labels: int64 [N, K]. The K best pairs of query and class, best first, so that a query can
-    appear under several labels: Zhao et al. (2024), as with the focal loss.
+    The `top` best pairs of query and class: see `Detected`.
     """
 
     def __init__(self, detector: nn.Module, top: int) -> None:
@@ -52,13 +51,10 @@ class Detections(nn.Module):
         self.detector = detector
         self.top = top
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, x: Tensor) -> Detected:
         boxes, logits = self.detector(x)
-        best = logits.flatten(1).topk(self.top, dim=1)
-        classes = logits.shape[2]
-        query = best.indices // classes
-        chosen = boxes.gather(1, query.unsqueeze(-1).expand(-1, -1, 4))
-        return chosen.sigmoid(), best.values.sigmoid(), best.indices - query * classes
+        best = best_pairs(boxes, logits, self.top)
+        return Detected(best.boxes.sigmoid(), best.scores, best.labels)
 
 
 def _backbone(config: RTDetrConfig) -> ResNet | ViTPyramid:
