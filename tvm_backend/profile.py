@@ -1,7 +1,8 @@
-"""How long every node takes: the program run call by call, each timed."""
+"""How long every call of a compiled program takes, by node of its graph or by function."""
 
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -14,10 +15,14 @@ from iqvit.tvm_backend.arrange import arrange
 from iqvit.tvm_backend.lower import lower_named
 from iqvit.tvm_backend.pipeline import build
 from iqvit.tvm_backend.plan import ALIAS, plan
+from iqvit.tvm_backend.runtime import open_library
 from iqvit.tvm_backend.targets import HOST, Target, resolve
 from iqvit.tvm_backend.threads import set_threads
 
 REPEATS = 5
+RUNS = 20
+BUILTIN = "vm.builtin"
+"""The virtual machine's own work (memory, checks), one row of a profile by function."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,18 @@ class Row:
         return self.macs / self.ms / 1e6 if self.ms > 0 else 0.0
 
 
+@dataclass(frozen=True)
+class FunctionRow:
+    """One function of a library: all its calls in one run."""
+
+    function: str
+    calls: int
+    ms: float
+    """Median milliseconds of all calls together."""
+    share: float
+    """Percent of the sum of all rows."""
+
+
 def profile(
     graph: IntGraph, target: Target | str = HOST, threads: int = 1, repeats: int = REPEATS
 ) -> list[Row]:
@@ -57,10 +74,11 @@ def profile(
     device: Any = tvm.cpu()  # a class of tvm_ffi, which relax's annotations do not know
     machine = relax.VirtualMachine(build(module, chosen), device)
     set_threads(threads)
-    rng = np.random.default_rng(0)
-    image = tvm.runtime.tensor(rng.integers(0, 256, graph.input.type.shape, np.uint8))
     functions = {name.name_hint for name in module.get_global_vars()} - {"main"}
-    runs = [_run(machine, image, functions, counts) for _ in range(repeats + 1)][1:]
+    runs: list[list[float]] = []
+    for run in _runs(machine, graph.input.type.shape, repeats):
+        times = iter([seconds for symbol, seconds in run if symbol in functions])
+        runs.append([sum(next(times) for _ in range(count)) for count in counts])
     return [
         Row(
             step.group.last.name,
@@ -71,6 +89,30 @@ def profile(
         )
         for step, *times in zip(steps, *runs, strict=True)
     ]
+
+
+def profile_artifact(
+    folder: Path, shape: tuple[int, ...], repeats: int = RUNS
+) -> list[FunctionRow]:
+    """Time every function of the library in `folder`, the slowest first, on random pixels of
+    `shape`, at the number of threads that is set.
+
+    Equal layers share a function, so that one row may stand for many nodes.
+    """
+    runs: list[dict[str, float]] = []
+    calls: dict[str, int] = {}
+    for run in _runs(open_library(folder), shape, repeats):
+        totals: dict[str, float] = {}
+        calls = {}
+        for symbol, seconds in run:
+            name = BUILTIN if symbol.startswith(BUILTIN) else symbol
+            totals[name] = totals.get(name, 0.0) + seconds
+            calls[name] = calls.get(name, 0) + 1
+        runs.append(totals)
+    medians = {name: 1e3 * median(run[name] for run in runs) for name in calls}
+    whole = sum(medians.values())
+    ranked = sorted(medians.items(), key=lambda item: -item[1])
+    return [FunctionRow(name, calls[name], ms, 100 * ms / whole) for name, ms in ranked]
 
 
 def _calls(module: tvm.IRModule, variables: list[str]) -> list[int]:
@@ -90,26 +132,28 @@ def _calls(module: tvm.IRModule, variables: list[str]) -> list[int]:
     return counts
 
 
-def _run(machine: Any, image: Any, names: set[str], counts: list[int]) -> list[float]:
-    """Seconds of every step in one run."""
-    times: list[float] = []
+def _runs(machine: Any, shape: tuple[int, ...], repeats: int) -> list[list[tuple[str, float]]]:
+    """Of every run but a first one: the functions called, in order, and the seconds of each.
+
+    The instrument itself costs about a microsecond a call.
+    """
+    image = tvm.runtime.tensor(np.random.default_rng(0).integers(0, 256, shape, np.uint8))
+    run: list[tuple[str, float]] = []
     started = 0.0
 
     def watch(_function: Any, symbol: str, before: bool, _result: Any, *_args: Any) -> None:
         nonlocal started
-        if symbol not in names:
-            return
         if before:
             started = time.perf_counter()
         else:
-            times.append(time.perf_counter() - started)
+            run.append((symbol, time.perf_counter() - started))
 
-    machine.set_instrument(watch)
     machine["main"](image)
+    machine.set_instrument(watch)
+    runs: list[list[tuple[str, float]]] = []
+    for _ in range(repeats):
+        machine["main"](image)
+        runs.append(run.copy())
+        run.clear()
     machine.set_instrument(lambda *_: None)
-    results: list[float] = []
-    at = 0
-    for count in counts:
-        results.append(sum(times[at : at + count]))
-        at += count
-    return results
+    return runs

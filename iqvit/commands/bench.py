@@ -152,15 +152,20 @@ def flat(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def profiles(
-    subjects: Sequence[Subject], threads: int
-) -> dict[str, list[tuple[str, int, float, float]]]:
-    """The profile of every library among the subjects."""
-    from iqvit.commands.profile import profile
+def profiles(subjects: Sequence[Subject], threads: int) -> dict[str, list[tuple[Any, ...]]]:
+    """The profile by function of every library among the subjects."""
+    from iqvit.tvm_backend.profile import profile_artifact
 
     libraries = [subject for subject in subjects if subject.folder is not None]
     if not libraries:
         raise DataError("--profile needs an artifact or an .iqv among the models")
     for subject in libraries:
         subject.set_threads(threads)
-    return {s.name: profile(s.folder, s.input_shape) for s in libraries if s.folder is not None}
+    return {
+        subject.name: [
+            (row.function, row.calls, row.ms, row.share)
+            for row in profile_artifact(subject.folder, subject.input_shape)
+        ]
+        for subject in libraries
+        if subject.folder is not None
+    }
