@@ -87,6 +87,30 @@ def require_same_labels(subject: Subject, reference: Subject) -> None:
         )
 
 
+def box_agreement(subject: Subject, reference: Subject, images: "Tensor") -> float | None:
+    """The percentage of the detections of two models that both make: see `same_detections`.
+
+    images: uint8 [N, 3, H, W]. Of those with a score of at least `AGREEMENT_SCORE`; None where
+    there are none.
+    """
+    from iqvit.eval.boxes import in_pixels, same_detections
+    from iqvit.eval.detection import AGREEMENT_SCORE
+    from iqvit.eval.metrics import percent
+
+    size = (images.shape[2], images.shape[3])
+    sides = [(side, detecting(side)) for side in (subject, reference)]
+    pairs = total = 0
+    for image in images.split(1):
+        found = []
+        for side, applied in sides:
+            output = applied.predict(image)
+            classes = range(len(side.labels) or int(output[2].max()) + 1)
+            found.append(in_pixels(output, size, applied.numbers, side.name, classes))
+        both, all_ = same_detections(*found, AGREEMENT_SCORE)
+        pairs, total = pairs + both, total + all_
+    return percent(2 * pairs, total) if total > 0 else None
+
+
 def _scalars(subject: Subject, name: str) -> tuple[float, float]:
     known = subject.qparams[name]
     scale = None if known is None else known.get("scale")

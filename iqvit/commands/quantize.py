@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from iqvit.commands import screen
+from iqvit.commands.detecting import box_agreement
 from iqvit.commands.options import Classes, InputSize, Json, Seed, SkipBad, Weights
 from iqvit.commands.outputs import require_file, write_metrics
-from iqvit.commands.subject import load_float
+from iqvit.commands.subject import DETECTION, float_subject, graph_subject, load_float
 from iqvit.errors import DataError
 
 if TYPE_CHECKING:
@@ -79,7 +80,9 @@ def quantize(
 
     Prints what the program costs, its signal-to-noise ratio against float (sqnr_db; 15 to 20 is
     usual for 8 bits) and the five nodes that lose most; for a segmenter sqnr_db is of the logits,
-    and agreement the percentage of pixels of the same class. To change how a node is quantised,
+    and agreement the percentage of pixels of the same class. For a detector sqnr_db is of boxes and
+    scores of the same queries, and agreement the percentage of detections with a score of at least
+    0.5 that float and integers both make. To change how a node is quantised,
     save `iqvit recipe > r.toml`, edit it and pass --recipe r.toml. Next: `iqvit inspect model.iqv`,
     then `iqvit compile model.iqv -o artifact/`.
     """
@@ -99,6 +102,10 @@ def quantize(
         report("saving", 0, 1)
         save(graph, output)
     found = metrics(graph, compared)
+    if model.task == DETECTION:
+        # The classes of the same choices are the same; what counts is what both detect.
+        program = graph_subject(graph, str(output))
+        found["agreement"] = box_agreement(program, float_subject(model), data[:COMPARED])
     found |= {"skipped": skipped, "file_bytes": output.stat().st_size}
     found["seconds"] = time.perf_counter() - begun
     write_metrics(json, found)
@@ -178,7 +185,9 @@ def quantize_model(
 
     canonical = canonical_of(model, report)
     graph = quantize_canonical(canonical, images, recipe, progress=report, meta=meta)
-    return graph, compare(canonical, graph, images[:COMPARED], progress=report)
+    # A detector orders its queries by score, where neighbours change places: the same are compared.
+    same = model.task == DETECTION
+    return graph, compare(canonical, graph, images[:COMPARED], same_choices=same, progress=report)
 
 
 def canonical_of(model: "FloatModel", report: "Report") -> "CanonicalModel":

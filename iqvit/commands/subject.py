@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from iqvit.eval.preprocess import Preprocess
+    from iqvit.intgraph import IntGraph
     from iqvit.models.float_model import FloatModel
     from iqvit.tvm_backend.runtime import Artifact
 
@@ -170,23 +171,28 @@ def float_subject(model: "FloatModel", name: str | None = None) -> Subject:
 
 def open_graph(path: Path) -> Subject:
     """An .iqv, run by the interpreter."""
+    from iqvit.serialize import load
+
+    return graph_subject(load(path), str(path))
+
+
+def graph_subject(graph: "IntGraph", name: str) -> Subject:
+    """An integer program, run by the interpreter."""
     import torch
 
     from iqvit.cost import cost
     from iqvit.interpret import run
     from iqvit.intgraph import qparams_json
-    from iqvit.serialize import load
 
-    graph = load(path)
     shapes = {name: graph[node].type.shape for name, node in graph.outputs.items()}
     task = graph.meta.get("task", CLASSIFICATION)
-    chosen = score_output(shapes, str(path), task)
+    chosen = score_output(shapes, name, task)
     quantised = {k: qparams_json(graph[node].qparams) for k, node in graph.outputs.items()}
-    scale, zero_point = _scalars(quantised[chosen], str(path), len(shapes[chosen]))
+    scale, zero_point = _scalars(quantised[chosen], name, len(shapes[chosen]))
     shape = graph.input.type.shape
     spent = cost(graph)
     return Subject(
-        name=str(path),
+        name=name,
         kind=INTERPRETER,
         input_shape=shape,
         labels=tuple(graph.meta.get("labels") or ()),
