@@ -1,4 +1,4 @@
-"""How other toolchains make their version of a float model, for `peers.py`.
+"""How other toolchains make their version of a float model.
 
 Nothing here is iqvit's way of quantising: each peer gets the model as ONNX and the images that
 calibrate iqvit, and does with them what its own guide says.
@@ -7,25 +7,33 @@ calibrate iqvit, and does with them what its own guide says.
 import functools
 import logging
 import os
+import re
 import tempfile
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from executed import Step
+from runtimes import INPUT, ONNX_RUNTIME, OPENVINO_F32, OPENVINO_INT8, Runtime
 from torch import Tensor, nn
 
-from iqvit.commands.subject import Subject, float_subject, random_image
+from iqvit.commands.subject import (
+    BOXES,
+    DETECTION,
+    LABELS,
+    SCORES,
+    SEGMENTATION,
+    Subject,
+    float_subject,
+    random_image,
+)
 from iqvit.models.float_model import FloatModel, logits_of
 
-INPUT, OUTPUT, OPSET = "pixels", "scores", 17
-
-Call = Callable[[np.ndarray], np.ndarray]
-"""float32 [1, 3, H, W], normalised -> float32 [1, classes], or the class map [1, H, W]."""
-Opener = Callable[[int], Call]
-"""A number of threads -> the model, ready to run on so many."""
+OPSET = 17
+NO_SCALE = {"scale": 1.0, "zero_point": 0.0}
 
 
 @dataclass(frozen=True)
@@ -59,16 +67,21 @@ class Workshop:
             yield self.model.normalise(image[None]).numpy()
 
 
-class Scores(nn.Module):
-    """A model that returns its scores, or its class map, and nothing else."""
+def output_names(model: FloatModel) -> list[str]:
+    """Of a detector boxes, scores and labels; of others the scores, or the class map."""
+    return [BOXES, SCORES, LABELS] if model.task == DETECTION else [SCORES]
+
+
+class Outputs(nn.Module):
+    """A model that returns its `output_names`, and nothing else."""
 
     def __init__(self, model: FloatModel) -> None:
         super().__init__()
         self.module, self.name, self.task = model.module, model.name, model.task
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         found = self.module(x)
-        return found if self.task == "segmentation" else logits_of(found, self.name)
+        return found if self.task in (SEGMENTATION, DETECTION) else logits_of(found, self.name)
 
 
 def exported(shop: Workshop) -> Path:
@@ -76,11 +89,11 @@ def exported(shop: Workshop) -> Path:
 
     def build(folder: Path) -> None:
         torch.onnx.export(
-            Scores(shop.model).eval(),
+            Outputs(shop.model).eval(),
             (torch.from_numpy(next(shop.inputs(1))),),
             str(folder / "model.onnx"),
             input_names=[INPUT],
-            output_names=[OUTPUT],
+            output_names=output_names(shop.model),
             opset_version=OPSET,
             dynamo=False,
         )
@@ -89,12 +102,20 @@ def exported(shop: Workshop) -> Path:
 
 
 def prepared(shop: Workshop) -> Path:
-    """The ONNX model with shapes inferred and constants folded, as ONNX Runtime's guide asks."""
+    """The ONNX model with shapes inferred and constants folded, as ONNX Runtime's guide asks.
+
+    Its symbolic inference fails where the shape of a reshape is computed, as in a detector's
+    sampling; folding and ONNX's own inference find all shapes there.
+    """
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     source = str(exported(shop))
-    made = shop.make("prepared", lambda f: quant_pre_process(source, str(f / "model.onnx")))
-    return made / "model.onnx"
+    without = shop.model.task == DETECTION
+
+    def build(folder: Path) -> None:
+        quant_pre_process(source, str(folder / "model.onnx"), skip_symbolic_shape=without)
+
+    return shop.make("prepared", build) / "model.onnx"
 
 
 class Reader:
@@ -108,9 +129,12 @@ class Reader:
         return None if image is None else {INPUT: image}
 
 
-def ort_static(method: str, few: bool, products: bool, shop: Workshop) -> Path:
+def ort_static(
+    method: str, few: bool, products: bool, shop: Workshop, leave: str | None = None
+) -> Path:
     """All operators that ONNX Runtime can quantise, or only the matrix products and convolutions
-    (`products`), by its CalibrationMethod `method`."""
+    (`products`), by its CalibrationMethod `method`; those named as the expression `leave` says
+    stay float."""
     from onnxruntime.quantization import CalibrationMethod, QuantType, quantize_static
 
     source = prepared(shop)
@@ -125,9 +149,19 @@ def ort_static(method: str, few: bool, products: bool, shop: Workshop) -> Path:
             weight_type=QuantType.QInt8,
             calibrate_method=CalibrationMethod[method],
             op_types_to_quantize=["MatMul", "Gemm", "Conv"] if products else None,
+            nodes_to_exclude=None if leave is None else node_names(source, leave),
         )
 
-    return shop.make(f"{method}{'-products' if products else ''}", build) / "model.onnx"
+    name = f"{method}{'-products' if products else ''}{'' if leave is None else '-part'}"
+    return shop.make(name, build) / "model.onnx"
+
+
+def node_names(source: Path, pattern: str) -> list[str]:
+    """Of the nodes of an ONNX model that match from their beginning."""
+    import onnx
+
+    nodes = onnx.load(str(source), load_external_data=False).graph.node
+    return [node.name for node in nodes if re.match(pattern, node.name)]
 
 
 def ort_dynamic(shop: Workshop) -> Path:
@@ -148,22 +182,9 @@ def ort_dynamic(shop: Workshop) -> Path:
     return shop.make("dynamic", build) / "model.onnx"
 
 
-def ort_opener(path: Path) -> Opener:
-    """A session for each number of threads: a session's cannot be changed."""
-    import onnxruntime
-
-    @functools.cache
-    def open_with(threads: int) -> Call:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        return lambda x: session.run([OUTPUT], {INPUT: x})[0]
-
-    return open_with
-
-
-def nncf_int8(transformer: bool, shop: Workshop) -> Path:
-    """NNCF with its defaults, or for a transformer: SmoothQuant, and more left in float."""
+def nncf_int8(transformer: bool, shop: Workshop, leave: str | None = None) -> Path:
+    """NNCF with its defaults, or for a transformer: SmoothQuant, and more left in float; operators
+    named as the expression `leave` says stay float."""
     os.environ.setdefault("NNCF_CI", "1")  # otherwise it reports its use over the network
     import nncf
     import openvino
@@ -177,40 +198,23 @@ def nncf_int8(transformer: bool, shop: Workshop) -> Path:
             nncf.Dataset(list(shop.inputs())),
             subset_size=len(shop.images),
             model_type=nncf.ModelType.TRANSFORMER if transformer else None,
+            ignored_scope=None if leave is None else nncf.IgnoredScope(patterns=[leave]),
         )
         openvino.save_model(made, folder / "model.xml", compress_to_fp16=False)
 
-    name = "nncf-transformer" if transformer else "nncf-default"
+    name = f"nncf-{'transformer' if transformer else 'default'}{'' if leave is None else '-part'}"
     return shop.make(name, build) / "model.xml"
-
-
-def openvino_opener(precision: str | None, path: Path) -> Opener:
-    """A compiled model for each number of threads; floats in `precision` (None: its choice)."""
-    import openvino
-
-    @functools.cache
-    def open_with(threads: int) -> Call:
-        settings: dict[str, Any] = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
-        if precision is not None:
-            settings["INFERENCE_PRECISION_HINT"] = precision
-        request = openvino.Core().compile_model(path, "CPU", settings).create_infer_request()
-        return lambda x: request.infer([x])[0]
-
-    return open_with
-
-
-openvino_int8 = functools.partial(openvino_opener, None)
 
 
 @dataclass(frozen=True)
 class Peer:
-    """A toolchain's model: the file that it makes (None: it is the float model itself), how that is
-    opened, in words, and on how many images it is calibrated."""
+    """A toolchain's model: the file that it makes (None: it is the float model itself), in words,
+    on how many images it is calibrated, and what runs it."""
 
     make: Callable[[Workshop], Path] | None
     note: str
     images: Callable[[Workshop], int] = lambda shop: 0
-    open: Callable[[Path], Opener] = ort_opener
+    runtime: Runtime = ONNX_RUNTIME
 
 
 def all_images(shop: Workshop) -> int:
@@ -239,18 +243,18 @@ PEERS: dict[str, Peer] = {
     "onnxruntime-entropy": qdq("Entropy", few=True),
     "onnxruntime-percentile": qdq("Percentile", few=True),
     "onnxruntime-dynamic": Peer(ort_dynamic, "MatMul and Gemm, s8 weights per channel"),
-    "openvino-float32": Peer(exported, "f32 hint", open=functools.partial(openvino_opener, "f32")),
+    "openvino-float32": Peer(exported, "f32 hint", runtime=OPENVINO_F32),
     "nncf-default": Peer(
         functools.partial(nncf_int8, False),
         "OpenVINO int8, default preset",
         all_images,
-        openvino_int8,
+        OPENVINO_INT8,
     ),
     "nncf-transformer": Peer(
         functools.partial(nncf_int8, True),
         "OpenVINO int8, ModelType.TRANSFORMER",
         all_images,
-        openvino_int8,
+        OPENVINO_INT8,
     ),
 }
 
@@ -261,35 +265,45 @@ def file_bytes(path: Path) -> int:
     return path.stat().st_size + (beside.stat().st_size if beside.is_file() else 0)
 
 
-def open_peer(name: str, shop: Workshop) -> Subject:
+def steps_of(peer: Peer, shop: Workshop) -> list[Step]:
+    """What the runtime of a peer executes; the peer is one that has a file."""
+    assert peer.make is not None
+    return peer.runtime.steps(peer.make(shop), next(shop.inputs(1)))
+
+
+def open_peer(name: str, peer: Peer, shop: Workshop) -> Subject:
     """A peer as what `iqvit eval` and `iqvit bench` run."""
-    model, peer = shop.model, PEERS[name]
+    model = shop.model
+    known = float_subject(model, name)
     if peer.make is None:
-        return float_subject(model, name)
+        size = sum(tensor.nbytes for tensor in model.module.state_dict().values())
+        return replace(known, facts=known.facts | {"file_bytes": size})
     path = peer.make(shop)
-    opener = peer.open(path)
+    opener = peer.runtime.open(path)
     current = [opener(1)]
 
     def set_threads(threads: int) -> None:
         current[0] = opener(threads)
 
-    def call(x: np.ndarray) -> np.ndarray:
+    def call(x: np.ndarray) -> Sequence[np.ndarray]:
         return current[0](x)
 
-    def scores(images: Tensor) -> Tensor:
+    def outputs(images: Tensor) -> dict[str, Tensor]:
         inputs = model.normalise(images).numpy()
-        found = [call(inputs[i : i + 1]).copy() for i in range(len(inputs))]
-        return torch.from_numpy(np.concatenate(found))
+        found = [call(inputs[i : i + 1]) for i in range(len(inputs))]
+        return {
+            name: torch.from_numpy(np.concatenate([each[place] for each in found]))
+            for place, name in enumerate(output_names(model))
+        }
 
-    return Subject(
-        name=name,
+    return replace(
+        known,
         kind="peer",
-        input_shape=model.input_shape,
-        labels=(),
-        preprocessing=model.preprocessing,
-        scores=scores,
+        scores=lambda images: outputs(images)[SCORES],
         example=lambda: model.normalise(random_image(model.input_shape)).numpy(),
         call=call,
         set_threads=set_threads,
-        facts={"file_bytes": file_bytes(path)},
+        facts=known.facts | {"file_bytes": file_bytes(path)},
+        outputs=outputs,
+        qparams=dict.fromkeys(output_names(model), NO_SCALE),
     )

@@ -14,7 +14,8 @@ from iqvit.errors import ModelError
 from iqvit.models.float_model import IMAGENET_MEAN, IMAGENET_STD, FloatModel, Request
 from iqvit.models.labels import labels_for
 
-KEYS = ("input_size", "mean", "std", "resize", "crop", "crop_pct", "interpolation", "labels")
+SIZES = ("input_size", "resize", "crop", "crop_pct", "interpolation")
+KEYS = (*SIZES, "mean", "std", "labels", "task")
 
 
 def is_file_spec(spec: str) -> bool:
@@ -28,9 +29,10 @@ def build(spec: str, request: Request) -> FloatModel:
 
     The preprocessing is a dict of any of: input_size (int or (height, width); 224), mean, std
     (ImageNet's), crop_pct (1.0) or resize (int or pair), crop ("center"), interpolation
-    ("bicubic"), labels. `input_size` (an int, or (height, width) where they differ) and
-    `num_classes` are handed to the function where it takes arguments of these names. What the
-    function itself raises is not caught: its traceback is what its author needs.
+    ("bicubic"), labels, task ("classification"; see `FloatModel`). `input_size` (an int, or
+    (height, width) where they differ) and `num_classes` are handed to the function where it takes
+    arguments of these names. What the function itself raises is not caught: its traceback is what
+    its author needs.
     """
     path, _, function = spec.rpartition(":")
     with _importable(Path(path)):
@@ -63,6 +65,7 @@ def build(spec: str, request: Request) -> FloatModel:
         labels=labels_for(request.num_classes or 0) if labels is None else tuple(labels),
         weights=weights,
         notes=notes,
+        task=card.get("task", "classification"),
     )
 
 

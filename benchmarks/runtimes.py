@@ -1,0 +1,77 @@
+"""The runtimes of other toolchains: how a model file is opened, and what it executes of it."""
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from executed import Step, onnxruntime_steps, openvino_steps
+
+INPUT = "pixels"
+
+Call = Callable[[np.ndarray], Sequence[np.ndarray]]
+"""float32 [1, 3, H, W], normalised -> the outputs of the model, in its order."""
+Opener = Callable[[int], Call]
+"""A number of threads -> the model, ready to run on so many."""
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """open: of a model file. steps: what it executes of one for such an input."""
+
+    open: Callable[[Path], Opener]
+    steps: Callable[[Path, np.ndarray], list[Step]]
+
+
+def ort_session(path: Path, threads: int) -> Any:
+    """A session of ONNX Runtime on the CPU."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+def ort_opener(path: Path) -> Opener:
+    """A session for each number of threads: a session's cannot be changed."""
+
+    @functools.cache
+    def open_with(threads: int) -> Call:
+        session = ort_session(path, threads)
+        return lambda x: session.run(None, {INPUT: x})
+
+    return open_with
+
+
+def openvino_settings(precision: str | None, threads: int) -> dict[str, Any]:
+    """For latency; floats in `precision` (None: its choice)."""
+    hint = {} if precision is None else {"INFERENCE_PRECISION_HINT": precision}
+    return {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", **hint}
+
+
+def openvino_opener(precision: str | None, path: Path) -> Opener:
+    """A compiled model for each number of threads."""
+    import openvino
+
+    @functools.cache
+    def open_with(threads: int) -> Call:
+        settings = openvino_settings(precision, threads)
+        request = openvino.Core().compile_model(path, "CPU", settings).create_infer_request()
+        return lambda x: request.infer([x]).to_tuple()
+
+    return open_with
+
+
+def openvino(precision: str | None) -> Runtime:
+    """OpenVINO with floats in `precision` (None: its choice)."""
+    return Runtime(
+        functools.partial(openvino_opener, precision),
+        lambda path, _x: openvino_steps(path, openvino_settings(precision, 1)),
+    )
+
+
+ONNX_RUNTIME = Runtime(ort_opener, lambda path, x: onnxruntime_steps(path, {INPUT: x}))
+OPENVINO_F32 = openvino("f32")
+OPENVINO_INT8 = openvino(None)

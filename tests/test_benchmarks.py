@@ -1,0 +1,204 @@
+"""The comparisons with other toolchains: what they count, and what happens where a peer fails."""
+
+import re
+
+import pytest
+import torch
+from torch import nn
+
+from iqvit.errors import DataError, IqvitError
+
+
+@pytest.fixture(autouse=True)
+def _scripts(request, monkeypatch):
+    """The folder of the scripts, as when one of them is run."""
+    monkeypatch.syspath_prepend(request.config.rootpath / "benchmarks")
+
+
+class Small(nn.Module):
+    """Two convolutions, one of them in groups, and products with weights and with each other.
+
+    16 channels, as ONNX Runtime pads those of a float convolution to a multiple of that.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 16, 3, 2, 1), nn.Conv2d(16, 32, 3, 1, 0, groups=4)
+        self.linear = nn.Linear(32, 5)
+
+    def forward(self, x):
+        x = self.second(self.first(x).relu()).flatten(2)
+        return self.linear((x @ x.transpose(1, 2)).softmax(-1) / 2)
+
+
+SMALL_SHAPE = (1, 3, 20, 28)
+SMALL_MACS = 16 * 140 * 27 + 32 * 96 * 36 + 32 * 32 * 96 + 32 * 32 * 5
+
+
+def test_macs_of_products_do_not_depend_on_transposition():
+    from executed import convolution_macs, product_macs
+
+    assert product_macs([7, 3], [3, 5], [7, 5]) == 105
+    assert product_macs([2, 7, 3], [5, 3], [2, 7, 5]) == 210
+    assert product_macs([2, 4, 7, 3], [2, 4, 3, 5], [2, 4, 7, 5]) == 840
+    assert product_macs([2, 4, 7, 3], [2, 4, 5, 3], [2, 4, 7, 5]) == 840
+    assert convolution_macs([12, 2, 3, 3], [1, 12, 8, 12], 12) == 12 * 96 * 18
+
+
+@pytest.mark.parametrize(
+    ("kind", "inputs", "output", "expected"),
+    [
+        (
+            "QLinearMatMul",
+            [{"uint8": [3, 4, 6]}, {"float": []}, {"uint8": []}, {"uint8": [3, 6, 5]}],
+            {"uint8": [3, 4, 5]},
+            (False, 1, 360),
+        ),
+        (
+            "DynamicQuantizeMatMul",
+            [{"float": [4, 6]}, {"int8": [6, 5]}, {"float": [5]}],
+            {"float": [4, 5]},
+            (False, 1, 120),
+        ),
+        ("FusedMatMul", [{"float": [4, 6]}, {"float": [5, 6]}], {"float": [4, 5]}, (True, 1, 120)),
+        (
+            "QLinearConv",
+            [{"uint8": [1, 8, 8, 4]}, {"float": []}, {"uint8": []}, {"int8": [6, 2, 3, 3]}],
+            {"uint8": [1, 8, 8, 6]},
+            (False, 1, 6912),
+        ),
+        ("QLinearConcat", [{"float": []}, {"uint8": []}], {"uint8": [4]}, (False, 0, 0)),
+        ("Softmax", [{"float": [4, 6]}], {"float": [4, 6]}, (True, 0, 0)),
+        ("Div", [{"int64": [4]}, {"int64": []}], {"int64": [4]}, (False, 0, 0)),
+    ],
+)
+def test_a_step_of_onnx_runtime(kind, inputs, output, expected):
+    from executed import ort_step
+
+    step = ort_step(kind, inputs, [output])
+    assert step is not None
+    assert (step.in_float, step.products, step.macs) == expected
+
+
+@pytest.mark.parametrize("kind", ["Reshape", "ReorderInput", "DequantizeLinear"])
+def test_moves_and_changes_of_format_are_no_steps(kind):
+    from executed import ort_step
+
+    assert ort_step(kind, [{"float": [4, 6]}], [{"float": [6, 4]}]) is None
+
+
+def test_what_stays_in_float():
+    from executed import Step, in_float
+
+    steps = [
+        Step("QGemm", False, 1, 300),
+        Step("MatMul", True, 1, 100),
+        Step("Softmax", True),
+        Step("Softmax", True),
+        Step("QLinearAdd", False),
+        Step("GridSample", True),
+    ]
+    assert in_float(steps) == {
+        "products": 2,
+        "float_products": 1,
+        "macs": 400,
+        "float_macs_share": 25.0,
+        "float_ops": 3,
+        "float_kinds": "2 Softmax, 1 GridSample",
+    }
+
+
+def test_products_that_a_fused_piece_of_openvino_holds():
+    from executed import held_products
+
+    known = {"/a/MatMul": 5, "/a/MatMul_1": 7, "/b/MatMul": 9}
+    names = "/a/MatMul/DequantizationMultiply,/a/Softmax,/a/MatMul_1,/b/MatMul/fq_input_0"
+    assert held_products(names, known) == {"/a/MatMul", "/a/MatMul_1"}
+
+
+def export(path):
+    pytest.importorskip("onnx")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        module = Small().eval()
+    torch.onnx.export(
+        module, (torch.zeros(SMALL_SHAPE),), str(path), input_names=["pixels"], dynamo=False
+    )
+
+
+def test_macs_in_eager_pytorch():
+    from executed import eager_macs
+
+    assert eager_macs(Small().eval(), torch.zeros(SMALL_SHAPE)) == SMALL_MACS
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_macs_in_a_runtime_are_those_of_the_model(runtime, tmp_path):
+    pytest.importorskip(runtime)
+    export(tmp_path / "small.onnx")
+    from executed import in_float
+    from runtimes import ONNX_RUNTIME, OPENVINO_F32
+
+    chosen = {"onnxruntime": ONNX_RUNTIME, "openvino": OPENVINO_F32}[runtime]
+    left = in_float(chosen.steps(tmp_path / "small.onnx", torch.zeros(SMALL_SHAPE).numpy()))
+    assert (left["products"], left["float_products"]) == (4, 4)
+    assert left["macs"] == SMALL_MACS
+    assert left["float_macs_share"] == 100
+
+
+@pytest.mark.parametrize(
+    ("name", "stays"),
+    [
+        ("/module/detector/decoder/layers.0/cross_attn/GridSample", True),
+        ("/module/detector/model/enc_output/enc_output.0/MatMul", True),
+        ("/module/TopK", True),
+        ("/module/detector/encoder/aifi.0/ffn/fc1/MatMul", False),
+        ("/module/detector/model/encoder_input_proj.0/Conv", False),
+        ("/module/detector/backbone/vit/blocks/blocks.0/attn/MatMul_1", False),
+        ("gemm_input_reshape", False),
+    ],
+)
+def test_names_of_what_is_behind_the_encoder(name, stays):
+    from detection_peers import DECODER
+
+    assert bool(re.match(DECODER, name)) is stays
+
+
+def test_a_peer_that_is_not_known():
+    from comparing import chosen
+
+    assert chosen("b,a,b", {"a": 1, "b": 2, "c": 3}) == ["b", "a"]
+    assert chosen("") == []
+    with pytest.raises(IqvitError, match="no peer nonesuch; there are a, b"):
+        chosen("a,nonesuch", {"a": 1, "b": 2})
+
+
+def test_a_peer_that_fails_has_the_reason_in_its_row():
+    from comparing import Job, compare
+
+    def fail():
+        raise RuntimeError("no kernel for Foo\nsecond line")
+
+    def mistake():
+        raise DataError("x.jpg cannot be read")
+
+    rows = compare([Job({"peer": "a", "note": ""}, fail)], None, [1], 3, lambda *_: None)
+    assert rows == [{"peer": "a", "note": "", "error": "RuntimeError: no kernel for Foo"}]
+    with pytest.raises(DataError):
+        compare([Job({"peer": "b", "note": ""}, mistake)], None, [1], 3, lambda *_: None)
+
+
+def test_answers_are_remembered_by_the_pixels():
+    from comparing import remembered
+
+    asked = []
+
+    def answer(images):
+        asked.append(images)
+        return int(images.sum())
+
+    recall = remembered(answer)
+    one, two = torch.zeros(1, 3, 2, 2, dtype=torch.uint8), torch.ones(1, 3, 2, 2, dtype=torch.uint8)
+    assert [recall(one), recall(two), recall(one.clone())] == [0, 12, 0]
+    assert len(asked) == 2
