@@ -24,6 +24,8 @@ PRODUCTS = frozenset({"linear", "conv2d", "matmul", "attention"})
 RESIDUAL_MAKERS = frozenset({"linear", "conv2d", "add"}) | LAYOUT
 RESIDUAL_READERS = frozenset({"add", "layer_norm"}) | LAYOUT
 RESIDUAL_BITS = 20
+# What can saturate at fewer bits than its type has.
+ANY_WIDTH = frozenset({"linear", "conv2d", "add", "sigmoid", "tanh"})
 # Of "deformable_attention" the values alone are operands of a product.
 SAMPLES = frozenset({"deformable_attention", "grid_sample"})
 # Operators whose output has a known range, which is then its 16-bit range whatever images show.
@@ -51,18 +53,24 @@ DEFAULT_APPROXIMATION = {
 class Plan:
     """`settings` of every call node, the `group` that shares one integer form with it (the name of
     its first member), and by group whether somebody reads 16 bits, whether somebody reads 8 bits
-    whatever the others read, and for the residual stream its bits (0 elsewhere)."""
+    whatever the others read, and the bits of what has neither 8 nor 16 of them (0 elsewhere): the
+    residual stream, and what the recipe says."""
 
     settings: dict[str, Settings]
     group: dict[str, str]
     wide: dict[str, bool]
     narrow: dict[str, bool]
-    residual: dict[str, int]
+    bits: dict[str, int]
 
     def approximation(self, node: fx.Node) -> str:
         """The approximation of a non-linear node, "" for others."""
         chosen = self.settings[node.name].approximation
         return chosen or DEFAULT_APPROXIMATION.get(op_of(node).name, "")
+
+    def probability_bits(self, node: fx.Node) -> int:
+        """The width of the probabilities of an attention."""
+        usual = 16 if op_of(node).name == "deformable_attention" else 8
+        return self.settings[node.name].probability_bits or usual
 
 
 def values(model: CanonicalModel) -> Iterator[fx.Node]:
@@ -99,11 +107,13 @@ def make_plan(model: CanonicalModel, recipe: Recipe) -> Plan:
         wide[key] = wide.get(key, False) or any(reads) or read_by_output
         reads = [reads_narrow(user, settings[user.name], node) for user in readers]
         narrow[key] = narrow.get(key, False) or any(reads)
+    bits = _residual_bits(model, group, settings)
     for node in calls:
         forced = settings[node.name].bits
         if forced and node.name in group and op_of(node).name not in LAYOUT:
-            wide[group[node.name]] = forced == 16
-    return Plan(settings, group, wide, narrow, _residual_bits(model, group, settings))
+            wide[group[node.name]] = forced > 8
+            bits[group[node.name]] = forced if 8 < forced < 16 else 0
+    return Plan(settings, group, wide, narrow, bits)
 
 
 def _residual_bits(
@@ -145,6 +155,9 @@ def _check(node: fx.Node, settings: Settings) -> None:
         raise RecipeError(f"{where}: no approximation {chosen!r}; it has {names}")
     if chosen in FORMS_OF_8 and operator != "attention" and settings.input_bits == 16:
         raise RecipeError(f"{where}: impossible width: {chosen} reads 8 bits, not 16")
+    if 8 < settings.bits < 16 and operator not in ANY_WIDTH | LAYOUT:
+        names = ", ".join(sorted(ANY_WIDTH))
+        raise RecipeError(f"{where}: bits = {settings.bits} is for {names} only; take 8 or 16")
     if chosen == "ilayernorm" and settings.input_bits == 8:
         raise RecipeError(f"{where}: impossible width: {chosen} reads 16 bits, not 8")
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from iqvit.errors import RecipeError
+from iqvit.ops.taps import FRACTIONS
 
 OBSERVERS = ("minmax", "percentile", "mse", "entropy")
 APPROXIMATIONS: dict[str, tuple[str, ...]] = {
@@ -30,7 +31,8 @@ class Settings:
     weight_granularity  "channel" (a scale per output channel) or "tensor"
     weight_rounding     "nearest", or "gptq": errors move to weights not yet rounded
     bits                0 (8 for what matrix products read, 20 for the residual stream, 16 for the
-                        rest), 8 or 16: the output
+                        rest), 8 or 16: the output; also 9..15 of a linear, convolution, sum,
+                        sigmoid or tanh
     input_bits          0 (the operator's usual one), 8 or 16: what a non-linear operator reads
     granularity         how a linear scales its 8-bit input. "row": every token by its own largest
                         value, at run time, in integers; "channel": a fixed scale per channel where
@@ -43,7 +45,9 @@ class Settings:
     headroom            16- and 20-bit ranges are this many times the largest value seen
     margin              8-bit min-max ranges are this many times the range seen
     approximation       "" (the best measured), or a name of APPROXIMATIONS
-    probability_bits    8 or 16, attention's unnormalised probabilities
+    probability_bits    0 (8 in attention, 16 for the few samples of deformable attention), 8 or
+                        16: unnormalised probabilities
+    fraction_bits       1..8, of the places between cells that bilinear sampling reads
     bias_correction     whether biases make up for the mean error of the rounding
     """
 
@@ -59,18 +63,20 @@ class Settings:
     headroom: float = 1.5
     margin: float = 1.0
     approximation: str = ""
-    probability_bits: int = 8
+    probability_bits: int = 0
+    fraction_bits: int = 8
     bias_correction: bool = True
 
     def __post_init__(self) -> None:
         _one_of("weight_bits", self.weight_bits, tuple(range(2, 9)))
         _one_of("weight_granularity", self.weight_granularity, ("channel", "tensor"))
         _one_of("weight_rounding", self.weight_rounding, ("nearest", "gptq"))
-        _one_of("bits", self.bits, (0, 8, 16))
+        _one_of("bits", self.bits, (0, *range(8, 17)))
         _one_of("input_bits", self.input_bits, (0, 8, 16))
         _one_of("granularity", self.granularity, ("row", "channel", "tensor"))
         _one_of("observer", self.observer, OBSERVERS)
-        _one_of("probability_bits", self.probability_bits, (8, 16))
+        _one_of("probability_bits", self.probability_bits, (0, 8, 16))
+        _one_of("fraction_bits", self.fraction_bits, tuple(FRACTIONS["bilinear"]))
         _within("alpha", self.alpha, -1.0, 1.0)
         _within("percentile", self.percentile, 50.0, 100.0)
         _within("headroom", self.headroom, 1.0, 64.0)

@@ -141,11 +141,11 @@ class Sweep:
         if not self.plan.wide[key]:
             return narrow, None
         largest = max(max(-o.least, o.most) for o in seen)
-        bits = self.plan.residual[key]
+        bits = self.plan.bits[key]
         known = known_range(nodes)
         largest = known if known is not None else reach(largest) * settings.headroom
-        scale = max(largest / (2 ** (max(bits, 16) - 1) - 1), least)
-        primary = Point("int32" if bits else "int16", QParams.of(scale), bits)
+        scale = max(largest / (2 ** ((bits or 16) - 1) - 1), least)
+        primary = Point("int32" if bits > 16 else "int16", QParams.of(scale), bits)
         return primary, narrow if self.plan.narrow[key] else None
 
     def by_row(self, linear: fx.Node) -> bool:
@@ -246,7 +246,8 @@ class Sweep:
             logits,
             self.weights,
             {n.name: self.plan.approximation(n) for n in calls},
-            {n.name: self._settings(n).probability_bits for n in calls},
+            {n.name: self.plan.probability_bits(n) for n in calls},
+            {n.name: self._settings(n).fraction_bits for n in calls},
             frozenset(n.name for n in calls if self.by_row(n)),
             self.recipe.to_toml(),
             images,

@@ -44,8 +44,9 @@ class Calibrated:
     `points` is the primary integer form of every value; `narrow` the 8-bit form for the matrix
     products that read a value which is 16-bit for others; `logits` the form of the logits inside an
     attention that is taken apart; `approximations` the chosen form of every non-linear node;
-    `probability_bits` the width of the probabilities of every attention; `rows` are the linears
-    whose input has a scale per row.
+    `probability_bits` the width of the probabilities of every attention, `fraction_bits` of the
+    places that every bilinear sampling reads; `rows` are the linears whose input has a scale per
+    row.
     """
 
     points: dict[str, Point]
@@ -54,6 +55,7 @@ class Calibrated:
     weights: dict[str, Weight]
     approximations: dict[str, str]
     probability_bits: dict[str, int]
+    fraction_bits: dict[str, int]
     rows: frozenset[str]
     recipe_text: str = ""
     images: int = 0

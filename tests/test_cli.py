@@ -309,7 +309,7 @@ def test_data_dependent_control_flow(call, tmp_path):
     [
         ("[default]\nwieght_bits = 8\n", "wieght_bits"),
         ("[default]\nweight_bits = 9\n", "weight_bits = 9"),
-        ("[default]\nbits = 12\n", "bits = 12"),
+        ("[default]\nbits = 7\n", "bits = 7"),
         ("[default\n", "not valid TOML"),
     ],
 )

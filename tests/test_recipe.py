@@ -74,11 +74,13 @@ def test_awkward_globs_survive_toml():
         ("[default]\nweight_bits = 8.0", "weight_bits = 8.0 is not of type int"),
         ("[default]\nweight_bits = true", "weight_bits = True is not of type int"),
         ('[default]\nweight_bits = "8"', "weight_bits = '8' is not of type int"),
-        ("[default]\nbits = 12", "bits = 12 is none of 0, 8, 16"),
+        ("[default]\nbits = 7", "bits = 7 is none of 0, 8, 9"),
         ("[operator.add]\nbits = 20", r"\[operator.add\]: bits = 20 is none of"),
         ("[operator.gelu]\ninput_bits = 4", r"\[operator.gelu\]: input_bits = 4 is none of"),
         ("[operator.tanh]\ninput_bits = 32", "input_bits = 32 is none of"),
-        ("[default]\nprobability_bits = 4", "probability_bits = 4 is none of 8, 16"),
+        ("[default]\nprobability_bits = 4", "probability_bits = 4 is none of 0, 8, 16"),
+        ("[default]\nfraction_bits = 0", "fraction_bits = 0 is none of 1, 2"),
+        ("[default]\nfraction_bits = 9", "fraction_bits = 9 is none of 1, 2"),
         ('[default]\nobserver = "max"', "observer = 'max' is none of 'minmax'"),
         ('[default]\ngranularity = "rows"', "granularity = 'rows' is none of"),
         ('[default]\nweight_granularity = "row"', "weight_granularity = 'row' is none of"),
@@ -104,8 +106,8 @@ def test_what_does_not_fit_is_refused(text, message):
 def test_impossible_values_in_python():
     with pytest.raises(RecipeError, match="weight_bits = 16"):
         Settings(weight_bits=16)
-    with pytest.raises(RecipeError, match="bits = 12"):
-        Recipe(operators={"add": {"bits": 12}})
+    with pytest.raises(RecipeError, match="bits = 17"):
+        Recipe(operators={"add": {"bits": 17}})
     with pytest.raises(RecipeError, match="no operator of that name"):
         Recipe(operators={"relu6": {}})
     with pytest.raises(RecipeError, match="unknown key 'width'"):

@@ -30,6 +30,8 @@ def deformable_attention(c: Any, node: fx.Node) -> Node:
         args["factors"],
         args["mode"],
         point.dtype,
+        c.calibrated.fraction_bits[node.name],
+        c.calibrated.probability_bits[node.name],
     )
     return c.emit(node, op, [value, *rest], point.qparams)
 
@@ -40,7 +42,8 @@ def grid_sample(c: Any, node: fx.Node) -> Node:
     x, grid = c.value(args["x"]), c.operand(args["grid"], node, "grid")
     size = (x.type.shape[2], x.type.shape[3])
     qx, qgrid = c.qparams(x), c.qparams(grid)
-    op = GridSample.of(size, qx, qgrid, point.qparams, point.dtype, args["mode"])
+    fraction = c.calibrated.fraction_bits[node.name]
+    op = GridSample.of(size, qx, qgrid, point.qparams, point.dtype, args["mode"], fraction)
     return c.emit(node, op, [x, grid], point.qparams)
 
 

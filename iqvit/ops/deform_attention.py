@@ -15,7 +15,7 @@ from iqvit.ops.exp2 import Exp2
 from iqvit.ops.taps import TorchLib, cell_taps, centre, check_mode
 from iqvit.sampling import MODES, deformable_attention
 
-FULL = 32767  # the largest weight of a query and head
+FULL = {8: 255, 16: 32767}  # the largest weight of a query and head, by its bits
 PLACE_BITS = 61  # of a place before its shift
 
 
@@ -28,19 +28,20 @@ class DeformAttention(Op):
     along x and along y, and of level l that it belongs to:
 
         place = (c * box[l] + offset * extent * step[k] + before >> place_shift) + after
-        p = FULL * 2**-t(max(logits) - logit)                   see `Exp2`
+        p = full * 2**-t(max(logits) - logit)                   see `Exp2`
         acc += value[tap] * (p * weight + half >> 2*fraction)   for the taps of the place
         out = clamp((acc * (numerator // sum(p)) + offset_out + half) >> shift)
 
     Places are in cells of the level with `fraction` bits; `taps` says which cells they read. The
     products of a place are rounded once, however boxes and offsets are scaled, and the softmax
     costs one division a query and head. Accumulators are int32, proved. Error: half an output
-    step; for bilinear `2**-(fraction + 1)` cells along each axis; `2 * taps` steps of FULL.
+    step; for bilinear `2**-(fraction + 1)` cells along each axis; `2 * taps` steps of `full`.
     """
 
     NAME: ClassVar[str] = "deform_attention"
     mode: str
     fraction: int
+    full: int
     shapes: tuple[int, ...]
     points: tuple[int, ...]
     box: tuple[int, ...]
@@ -70,8 +71,10 @@ class DeformAttention(Op):
         mode: str,
         dtype: str,
         fraction: int = 8,
+        bits: int = 16,
     ) -> "DeformAttention":
-        """The operator for per-tensor scales; the other arguments as in `deformable_attention`."""
+        """The operator for per-tensor scales; the other arguments as in `deformable_attention`,
+        with `fraction` bits of places (bilinear) and `bits` (8 or 16) of weights."""
         fraction = fraction if mode == "bilinear" else 0
         sizes = [(w, h) for h, w in zip(shapes[::2], shapes[1::2], strict=True)]
         of_sample = [s for s, count in zip(sizes, points, strict=True) for _ in range(count)]
@@ -87,10 +90,11 @@ class DeformAttention(Op):
         scaled = 2.0 ** (fraction + place_shift)
         exp = Exp2.of(float(qlogits.scale))
         ratio = float(qvalue.scale / qout.scale)
-        shift = min(31 + math.floor(math.log2(FULL / ratio)), 46)
+        shift = min(31 + math.floor(math.log2(FULL[bits] / ratio)), 46)
         return DeformAttention(
             mode,
             fraction,
+            FULL[bits],
             tuple(shapes),
             tuple(points),
             tuple(round(x * scaled) for x in box),
@@ -148,7 +152,7 @@ class DeformAttention(Op):
                 want(max(map(abs, ends)) < 1 << 62, "a place leaves 62 bits")
                 places = [(end >> self.place_shift) + after for end in ends]
                 require_int32(min(places), max(places), "place")
-        want(self.numerator // FULL < 1 << 31, "the reciprocal of a row sum leaves 31 bits")
+        want(self.numerator // self.full < 1 << 31, "the reciprocal of a row sum leaves 31 bits")
         lo, hi = clamp_range(*self.unsaturated(value), self.lo, self.hi)
         return IntType(self.dtype, (1, boxes.shape[1], value.shape[-1]), lo, hi)
 
@@ -156,7 +160,7 @@ class DeformAttention(Op):
         """The range of the result before it saturates; `OverflowProofError` beyond 62 bits."""
         half = (1 << self.shift) >> 1
         # The weights of a head are at most their sum and half a step for every tap.
-        spread = 1 + 2 * self.samples_a_head * self.taps / FULL
+        spread = 1 + 2 * self.samples_a_head * self.taps / self.full
         ends = [math.ceil(abs(v) * self.numerator * spread) for v in (value.lo, value.hi)]
         lo = -ends[0] * (value.lo < 0) + self.offset_out + half
         hi = ends[1] * (value.hi > 0) + self.offset_out + half
@@ -166,6 +170,7 @@ class DeformAttention(Op):
 
     def _check(self, value: IntType, boxes: IntType, offsets: IntType, logits: IntType) -> None:
         check_mode(self.mode, self.fraction, MODES)
+        want(self.full in FULL.values(), f"a largest weight of {self.full}")
         want(value.dtype == "int8" and len(value.shape) == 3, f"value {value} is not int8[1,T,C]")
         cells = sum(h * w for h, w in zip(self.shapes[::2], self.shapes[1::2], strict=True))
         want(value.shape[1] == cells, f"{value.shape[1]} tokens, the levels have {cells}")
@@ -181,7 +186,7 @@ class DeformAttention(Op):
         require_int32(0, logits.hi - logits.lo, "logit difference")
 
     def accumulator(self, *args: IntType) -> tuple[int, int]:
-        terms = self.samples_a_head * (FULL + self.taps)
+        terms = self.samples_a_head * (self.full + self.taps)
         lo, hi = min(args[0].lo, 0) * terms, max(args[0].hi, 0) * terms
         require_int32(lo, hi, "weighted sum")
         return lo, hi
@@ -206,7 +211,7 @@ class DeformAttention(Op):
             for axis in range(2)
         )
         rows = logits.reshape(queries, heads, count)
-        p = self.exp.run(rows.amax(-1, keepdim=True) - rows, FULL)
+        p = self.exp.run(rows.amax(-1, keepdim=True) - rows, self.full)
         reciprocal = self.numerator // p.sum(-1, keepdim=True)
         by_head = value.reshape(value.shape[1], heads, -1)
         each = torch.arange(heads)[:, None]
@@ -237,18 +242,21 @@ class DeformAttention(Op):
             (3, 1, 8, [5, 5], [4], "bilinear", 6, 0.02, 3.3e-5, 1e-4, 0.0001, "int16"),
             (4, 2, 4, [4, 6, 3, 2], [3, 2], "discrete", 0, 0.03, 2.0**-15, 2.0**-11, 0.03, "int8"),
             (4, 1, 4, [3, 5], [3], "nearest", 0, 0.03, 2.0**-15, 2.0**-11, 0.03, "int8"),
+            (5, 2, 4, [4, 6], [3], "bilinear", 3, 0.02, 2.0**-15, 2.0**-12, 0.02, "int8", 8),
         ]
         return [_sample(*case) for case in cases]
 
 
-def _sample(queries, heads, depth, shapes, points, mode, fraction, sv, sb, so, sout, dtype):
+def _sample(
+    queries, heads, depth, shapes, points, mode, fraction, sv, sb, so, sout, dtype, bits=16
+):
     count = sum(points)
     factors = [0.5 / n for n in points for _ in range(n)]
     if mode != "bilinear":  # binary fractions, so that both sides place on the same cell
         factors = [0.125] * count
     qv, qb, qo, ql, qout = (QParams.of(s) for s in (sv, sb, so, 0.0007, sout))
     op = DeformAttention.of(
-        qv, qb, qo, ql, qout, shapes, points, factors, mode, dtype, fraction=fraction
+        qv, qb, qo, ql, qout, shapes, points, factors, mode, dtype, fraction, bits
     )
     tokens = sum(h * w for h, w in zip(shapes[::2], shapes[1::2], strict=True))
     types = (
@@ -258,7 +266,7 @@ def _sample(queries, heads, depth, shapes, points, mode, fraction, sv, sb, so, s
         IntType("int16", (1, queries, heads * count), *LIMITS["int16"]),
     )
     blur = 2 * 2.0 ** -(fraction + 1) * 254 if mode == "bilinear" else 0.0
-    adverse = 127 * count * (op.taps + 10) / FULL
+    adverse = 127 * count * (op.taps + 10) / op.full
     return Sample(
         op,
         types,

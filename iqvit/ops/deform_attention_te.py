@@ -11,7 +11,6 @@ def emit(op: Any, bb: Any, args: list[Any], types: list[IntType], out: IntType) 
     from tvm import relax
 
     from iqvit.ops import te
-    from iqvit.ops.deform_attention import FULL
     from iqvit.ops.te import tirx, tvm_te
 
     queries, samples = types[1].shape[1], op.samples_a_head
@@ -48,7 +47,7 @@ def emit(op: Any, bb: Any, args: list[Any], types: list[IntType], out: IntType) 
         m, n = (tvm_te.reduce_axis((0, samples), name) for name in "mn")
         top = tvm_te.compute(by_sample[:2], lambda q, h: tvm_te.max(logit(q, h, m), axis=m), "top")
         p = tvm_te.compute(
-            by_sample, lambda q, h, k: op.exp.te(top(q, h) - logit(q, h, k), FULL), "p"
+            by_sample, lambda q, h, k: op.exp.te(top(q, h) - logit(q, h, k), op.full), "p"
         )
         row_sum = tvm_te.compute(
             by_sample[:2], lambda q, h: tvm_te.sum(p(q, h, n), axis=n), "row_sum"

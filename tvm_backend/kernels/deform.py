@@ -26,6 +26,7 @@ def deform_attention(graph: IntGraph, group: Group, isa: Isa) -> Call | None:
     problem = Problem(
         op.mode,
         op.fraction,
+        op.full,
         boxes.shape[1],
         heads,
         op.samples_a_head,

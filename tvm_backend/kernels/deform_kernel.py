@@ -4,7 +4,6 @@ samples, then every cell that they read in vectors across the channels."""
 from dataclasses import dataclass
 from typing import Any
 
-from iqvit.ops.deform_attention import FULL
 from iqvit.ops.taps import cell_taps, centre
 from iqvit.tvm_backend.kernels.exponential import Exp2Scalars, emit_exp2
 from iqvit.tvm_backend.kernels.integers import (
@@ -40,6 +39,8 @@ class Problem:
 
     mode: str
     fraction: int
+    full: int
+    """The largest weight of a sample."""
     queries: int
     heads: int
     samples: int
@@ -223,7 +224,8 @@ def _emit_weights(kernel: _Kernel, head: Expr, logits: Buffer) -> tuple[Buffer, 
     for start, row in zip(starts, rows, strict=True):
         # A lane without a sample has a distance of 0, so that its exponential is defined.
         distance = keep(used(top - row, start, 0))
-        p = keep(used(emit_exp2(Exp2Scalars(*scalars), distance, FULL, kernel.isa), start, 0))
+        weight = emit_exp2(Exp2Scalars(*scalars), distance, kernel.problem.full, kernel.isa)
+        p = keep(used(weight, start, 0))
         T.buffer_store(result, p, [span(start, lanes)])
         row_sum = p if row_sum is None else row_sum + p
     return result, T.Cast("int64", total(keep(row_sum)))
