@@ -4,6 +4,9 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+MOST_DETECTIONS = 300
+"""Detections of an image, as in the authors' evaluation; fewer where a model has fewer pairs."""
+
 
 class Detected(NamedTuple):
     """The K best pairs of query and class of each image, best first.

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from iqvit.errors import ModelError
+from iqvit.models.detections import MOST_DETECTIONS
 from iqvit.models.float_model import FloatModel, Request
 from iqvit.models.labels import coco_labels
 from iqvit.models.rtdetr.config import (
@@ -24,8 +25,6 @@ from iqvit.models.vit_loading import load_vit_encoder
 from iqvit.models.weights import Weights
 
 DISCRETE = "+discrete"
-MOST_DETECTIONS = 300
-"""Detections of an image, as in the authors' evaluation; fewer where a model has fewer pairs."""
 HALF = (0.5, 0.5, 0.5)
 
 

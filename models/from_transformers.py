@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,16 @@ from iqvit.models.float_model import (
     building,
     shown,
 )
+from iqvit.models.from_transformers_detector import (
+    DETECTORS,
+    PROCESSOR,
+    fit_to_size,
+    known_settings,
+    renamed,
+    with_postprocessing,
+)
 from iqvit.models.labels import labels_for
-from iqvit.models.weights import Weights, load_weights, read_weights
+from iqvit.models.weights import read_weights
 
 KNOWN = re.compile(r"(vit|deit)-(tiny|small|base|large)-(distilled-)?patch(\d+)-(\d+)")
 KINDS = {"vit": "ViT", "deit": "DeiT"}
@@ -33,6 +42,7 @@ RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 DEFAULTS = {
     "vit": {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "resample": 2},
     "deit": {"size": 256, "crop_size": 224, "resample": 3},
+    **dict.fromkeys(DETECTORS, PROCESSOR),
 }
 """What the image processors of these model types do when no file says otherwise."""
 
@@ -58,22 +68,18 @@ def build(name: str, request: Request) -> FloatModel:
         config.num_labels = request.num_classes
     if request.input_size is not None:
         config.image_size = request.sides
-    size = _pair(getattr(config, "image_size", None), name)
-    patch = getattr(config, "patch_size", 1)
-    if isinstance(patch, int) and (size[0] % patch != 0 or size[1] % patch != 0):
-        raise ModelError(
-            f"transformers:{name}: {shown(size)} pixels are not whole patches of {patch}"
-        )
-    module = _module(config, name, transformers)
-
-    if request.weights is None and folder.is_dir():
-        weights, notes = _own_weights(module, folder)
-    else:
-        weights, notes = request.fill(module)
     processor, said = _processor(folder, config.model_type)
-    resize, crop = _resize(processor, size, request.input_size is not None, name)
+    detects = config.model_type in DETECTORS
+    if detects:
+        size = fit_to_size(config, processor, request, name)
+        resize, crop = size, "squash"
+    else:
+        size = _patched_size(config, name)
+        resize, crop = _resize(processor, size, request.input_size is not None, name)
+    module = _module(config, name, transformers)
+    weights, notes = _fill(module, folder, request, detects)
     return FloatModel(
-        module=module,
+        module=with_postprocessing(module, config) if detects else module,
         name=name,
         input_shape=(1, 3, *size),
         mean=tuple(processor["image_mean"]),
@@ -84,15 +90,20 @@ def build(name: str, request: Request) -> FloatModel:
         labels=_labels(config),
         weights=weights,
         notes=(*notes, *said),
+        least=max(config.feat_strides) if detects else 1,
+        task="detection" if detects else "classification",
     )
 
 
 def _known(name: str) -> dict[str, Any]:
-    match = KNOWN.fullmatch(name.rpartition("/")[2])
+    match, detector = KNOWN.fullmatch(name.rpartition("/")[2]), known_settings(name)
+    if detector is not None:
+        return detector
     if match is None:
         raise ModelError(
             f"transformers:{name} is neither a folder with config.json nor a known size such as "
-            "vit-base-patch16-224 or deit-small-distilled-patch16-224; models are not downloaded"
+            "vit-base-patch16-224, deit-small-distilled-patch16-224 or rtdetr_v2_r18vd; models are "
+            "not downloaded"
         )
     kind, size, distilled, patch, pixels = match.groups()
     width, depth, heads = WIDTHS[size]
@@ -119,8 +130,18 @@ def _config(settings: dict[str, Any], name: str, transformers: Any) -> Any:
         return transformers.CONFIG_MAPPING[kind].from_dict(settings)
 
 
+def _patched_size(config: Any, name: str) -> tuple[int, int]:
+    size = _pair(getattr(config, "image_size", None), name)
+    patch = getattr(config, "patch_size", 1)
+    if isinstance(patch, int) and (size[0] % patch != 0 or size[1] % patch != 0):
+        raise ModelError(
+            f"transformers:{name}: {shown(size)} pixels are not whole patches of {patch}"
+        )
+    return size
+
+
 def _module(config: Any, name: str, transformers: Any) -> nn.Module:
-    architecture = (config.architectures or [None])[0]
+    architecture = (config.architectures or [DETECTORS.get(config.model_type)])[0]
     if architecture is None:
         with building(f"transformers:{name}"):
             return transformers.AutoModelForImageClassification.from_config(config)
@@ -131,11 +152,15 @@ def _module(config: Any, name: str, transformers: Any) -> nn.Module:
         return made(config)
 
 
-def _own_weights(module: nn.Module, folder: Path) -> tuple[str, tuple[str, ...]]:
+def _fill(
+    module: nn.Module, folder: Path, request: Request, detects: bool
+) -> tuple[str, tuple[str, ...]]:
+    """Loads the weights that are asked for, else the folder's; where they are from, and notes."""
     path = next((folder / f for f in WEIGHT_FILES if (folder / f).is_file()), None)
-    if path is not None:
-        read: Weights = read_weights(path)
-        return str(path), load_weights(module, read)
+    if request.weights is None and path is not None:
+        request = replace(request, weights=read_weights(path))
+    if request.weights is not None or not folder.is_dir():
+        return (renamed(request) if detects else request).fill(module)
     if any(folder.glob("*.index.json")):
         raise ModelError(f"{folder}: weights in several files are not read; save them as one file")
     return "random", (f"{folder} holds no {' or '.join(WEIGHT_FILES)}: the weights are random",)

@@ -155,7 +155,8 @@ def _strip_prefixes(
     tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     stripped, notes = dict(tensors), []
-    while (prefix := _shared_prefix(stripped)) and not _all_begin(expected, prefix):
+    # A name that the model has may begin so itself, even where not all of the model's do.
+    while (prefix := _shared_prefix(stripped)) and not stripped.keys() & expected.keys():
         stripped = {k.removeprefix(prefix): v for k, v in stripped.items()}
         notes.append(f"prefix {prefix!r} removed from every weight name")
     return stripped, tuple(notes)

@@ -30,11 +30,14 @@ AUTHORS: Rules = (
     (r"\.linear([12])\.", r".ffn.fc\1."),
     (r"\.self_attn\.out_proj\.", ".self_attn.o_proj."),
 )
-TRANSFORMERS: Rules = (
+OLDER_TRANSFORMERS: Rules = (
     # Names before version 5.
     (r"\.self_attn\.out_proj\.", ".self_attn.o_proj."),
     (r"(\.layers\.\d+)\.(fc[12])\.", r"\1.mlp.\2."),
     (r"^model\.encoder\.encoder\.0\.layers\.", "model.encoder.aifi.0.layers."),
+)
+TRANSFORMERS: Rules = (
+    *OLDER_TRANSFORMERS,
     # The backbone.
     (r"^model\.backbone\.model\.embedder\.embedder\.", "backbone.stem."),
     (r"^model\.backbone\.model\.encoder\.stages\.(\d+)\.layers\.", r"backbone.stages.\1."),
@@ -65,18 +68,20 @@ TRANSFORMERS: Rules = (
 def to_our_names(tensors: Mapping[str, Tensor], source: str) -> tuple[dict[str, Tensor], str]:
     """The tensors under our names, and a note on whose names they had ("" for ours)."""
     if "model.enc_score_head.weight" in tensors:
-        return _rename(tensors, TRANSFORMERS, source), "named as by transformers"
+        return rename(_without_derived(tensors), TRANSFORMERS, source), "named as by transformers"
     if any(name.startswith("decoder.decoder.layers.") for name in tensors):
-        renamed = _rename(tensors, AUTHORS, source)
+        renamed = rename(_without_derived(tensors), AUTHORS, source)
         return _split_projections(renamed, source), "named as by the authors of RT-DETR"
     return dict(tensors), ""
 
 
-def _rename(tensors: Mapping[str, Tensor], rules: Rules, source: str) -> dict[str, Tensor]:
+def rename(tensors: Mapping[str, Tensor], rules: Rules, source: str) -> dict[str, Tensor]:
+    """The tensors by the names that `rules` (pattern, replacement) make.
+
+    ModelError where two different tensors get one name.
+    """
     renamed: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
-        if DERIVED.search(name):
-            continue
         ours = name
         for pattern, replacement in rules:
             ours = re.sub(pattern, replacement, ours)
@@ -85,6 +90,10 @@ def _rename(tensors: Mapping[str, Tensor], rules: Rules, source: str) -> dict[st
             raise ModelError(f"{source}: {name} and another name for {ours} hold different weights")
         renamed[ours] = tensor
     return renamed
+
+
+def _without_derived(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in tensors.items() if not DERIVED.search(name)}
 
 
 def _split_projections(tensors: dict[str, Tensor], source: str) -> dict[str, Tensor]:
