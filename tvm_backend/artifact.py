@@ -13,6 +13,11 @@ from iqvit.errors import FileFormatError
 
 LIBRARY = "model.so"
 MANIFEST = "manifest.json"
+TENSORS = "model.txt"
+"""What the runner reads of the manifest."""
+RUNNER = "runner.c"
+FILES = frozenset((LIBRARY, MANIFEST, TENSORS, RUNNER))
+"""Everything that an artifact may hold."""
 FORMAT = "iqvit-artifact"
 FORMAT_VERSION = 1
 
@@ -32,15 +37,21 @@ _WRITTEN = {"format": str, "format_version": int, "sha256": str, "versions": dic
 class Executable(Protocol):
     """What `relax.build` and `tvm.compile` return."""
 
-    def export_library(self, file_name: str) -> Any:
-        """Write the library as a shared object."""
+    def export_library(self, file_name: str, *, fcompile: Any = None) -> Any:
+        """Write the library as a shared object, linked by `fcompile`."""
         ...
 
 
 def write_artifact(
-    folder: str | os.PathLike[str], executable: Executable, manifest: Mapping[str, Any]
+    folder: str | os.PathLike[str],
+    executable: Executable,
+    manifest: Mapping[str, Any],
+    machine: str | None = None,
 ) -> Path:
-    """Write `folder/model.so` and `folder/manifest.json`; returns the folder.
+    """Write `folder/model.so`, `folder/manifest.json`, and the runner's source beside the
+    `model.txt` that it reads; returns the folder.
+
+    `machine` is what the executable was made for (`linker.linker`).
 
     `manifest` holds the keys of `REQUIRED`: `inputs` and `outputs` are lists of
     `{"name", "dtype", "shape", "scale", "zero_point"}` (shapes for a batch of one), `target` is
@@ -50,7 +61,7 @@ def write_artifact(
     The folder is made beside and renamed, so it is whole or not there; an artifact that was there
     is replaced. Raises `FileFormatError` for a manifest that lacks something, or where the place
     holds something that is not an artifact, or cannot be written; `GraphError` for a library with
-    float instructions (`machine_code`).
+    float instructions (`machine_code`); `TargetError` where nothing links for the machine.
     """
     folder = Path(folder)
     check_manifest({**manifest}, REQUIRED, "the manifest to write")
@@ -62,7 +73,7 @@ def write_artifact(
     except OSError as error:
         raise FileFormatError(f"cannot write {folder}: {error.strerror or error}") from error
     try:
-        _fill(beside, executable, manifest)
+        _fill(beside, executable, manifest, machine)
         _swap(beside, folder)
     except OSError as error:
         raise FileFormatError(f"cannot write {folder}: {error.strerror or error}") from error
@@ -124,13 +135,18 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _fill(folder: Path, executable: Executable, manifest: Mapping[str, Any]) -> None:
+def _fill(
+    folder: Path, executable: Executable, manifest: Mapping[str, Any], machine: str | None
+) -> None:
     import tvm
+    import tvm_ffi
 
+    from iqvit.tvm_backend.linker import linker
     from iqvit.tvm_backend.machine_code import assert_no_float_code
 
     library = folder / LIBRARY
-    executable.export_library(str(library))
+    with tempfile.TemporaryDirectory() as place:
+        executable.export_library(str(library), fcompile=linker(machine, Path(place)))
     code = assert_no_float_code(library)
     complete = {
         "format": FORMAT,
@@ -143,11 +159,27 @@ def _fill(folder: Path, executable: Executable, manifest: Mapping[str, Any]) -> 
             "float_instructions": len(code.found),
         },
         "sha256": file_sha256(library),
-        "versions": {"iqvit": _own_version(), "tvm": tvm.__version__},
+        "versions": {
+            "iqvit": _own_version(),
+            "tvm": tvm.__version__,
+            "tvm_ffi": tvm_ffi.__version__,
+        },
     }
     text = json.dumps(complete, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     (folder / MANIFEST).write_text(text, encoding="utf-8")
+    (folder / TENSORS).write_text(tensors_text(manifest), encoding="utf-8")
+    shutil.copyfile(Path(__file__).parent / "runner" / RUNNER, folder / RUNNER)
     folder.chmod(0o755)
+
+
+def tensors_text(manifest: Mapping[str, Any]) -> str:
+    """Inputs and outputs of a manifest for the runner: a line each, in order."""
+    lines = [
+        " ".join([key, tensor["name"], tensor["dtype"], *map(str, tensor["shape"])])
+        for key, tensors in (("input", manifest["inputs"]), ("output", manifest["outputs"]))
+        for tensor in tensors
+    ]
+    return "\n".join(["iqvit-model 1", *lines, ""])
 
 
 def _own_version() -> str:
@@ -158,7 +190,7 @@ def _own_version() -> str:
 
 def _replaceable(folder: Path) -> bool:
     """Whether nothing but an artifact (or nothing) would be lost with this folder."""
-    return folder.is_dir() and {entry.name for entry in folder.iterdir()} <= {LIBRARY, MANIFEST}
+    return folder.is_dir() and {entry.name for entry in folder.iterdir()} <= FILES
 
 
 def _swap(beside: Path, folder: Path) -> None:

@@ -41,7 +41,7 @@ def compile(
     tell("build")
     executable = build(module, chosen)
     tell("write")
-    return write_artifact(folder, executable, manifest_of(graph, chosen, steps))
+    return write_artifact(folder, executable, manifest_of(graph, chosen, steps), chosen.machine)
 
 
 def manifest_of(graph: IntGraph, target: Target, steps: list[Step]) -> dict[str, Any]:

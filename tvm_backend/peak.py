@@ -6,6 +6,7 @@ import numpy as np
 import tvm
 
 from iqvit.errors import TargetError
+from iqvit.tvm_backend.kernels.instructions import dot
 from iqvit.tvm_backend.kernels.isa import Isa
 from iqvit.tvm_backend.kernels.script import Expr, IRBuilder, PrimFunc, T
 from iqvit.tvm_backend.kernels.vector import function_attributes, span, splat, typed
@@ -45,7 +46,6 @@ def measure_peak(target: Target, threads: int = 1) -> float:
 def peak_kernel(isa: Isa, threads: int) -> PrimFunc:
     """`peak(out int32 [threads, CHAINS, lanes], x [slots])`: the loop that is timed."""
     lane, slot = span(0, isa.lanes), span(0, isa.slots)
-    dtype = typed("int32", isa.lanes)
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_name("peak")
         T.func_attr(function_attributes("peak"))
@@ -57,15 +57,14 @@ def peak_kernel(isa: Isa, threads: int) -> PrimFunc:
                 T.buffer_store(acc, splat(0, "int32", isa.lanes), [i, lane])
             with T.serial(STEPS):
                 for i in range(CHAINS):
-                    T.buffer_store(acc, _dot(isa, dtype, acc[i, lane], x[slot]), [i, lane])
+                    T.buffer_store(acc, _step(isa, acc[i, lane], x[slot]), [i, lane])
             for i in range(CHAINS):
                 T.buffer_store(out, acc[i, lane], [thread, i, lane])
     return builder.get()
 
 
-def _dot(isa: Isa, dtype: str, acc: Expr, x: Expr) -> Expr:
-    if isa.dot_accumulates:
-        return T.call_llvm_pure_intrin(dtype, isa.dot, acc, x, x)
-    # The accumulator takes part in an operand, or the product would be taken out of the loop.
-    mixed = T.reinterpret(typed(isa.operand, isa.slots), acc)
-    return acc + T.call_llvm_pure_intrin(dtype, isa.dot, mixed, x)
+def _step(isa: Isa, acc: Expr, x: Expr) -> Expr:
+    # Without accumulation the accumulator takes part in an operand, or the product would be taken
+    # out of the loop.
+    mixed = x if isa.dot_accumulates else T.reinterpret(typed(isa.operand, isa.slots), acc)
+    return dot(isa, acc, mixed, x)

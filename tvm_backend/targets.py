@@ -7,7 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from iqvit.errors import TargetError
-from iqvit.tvm_backend.kernels.isa import AVX2, AVX512_VNNI, AVX_VNNI, Isa
+from iqvit.tvm_backend.kernels.isa import (
+    ARM_DOTPROD,
+    ARM_I8MM,
+    ARM_NEON,
+    AVX2,
+    AVX512_VNNI,
+    AVX_VNNI,
+    Isa,
+)
 
 if TYPE_CHECKING:
     import tvm
@@ -30,7 +38,10 @@ class Target:
     isa: Isa | None
     """The vector instruction set of the fast kernels; None: plain loops only."""
     features: tuple[str, ...]
-    """What the CPU must have, in the names of the `flags` line of Linux's /proc/cpuinfo."""
+    """What the CPU must have, in the names of Linux's /proc/cpuinfo: its line `flags` (x86) or
+    `Features` (ARM)."""
+    machine: str | None = None
+    """The machine that libraries are linked for (`linker.linker`); None: the one at hand."""
 
     @property
     def tvm_dict(self) -> dict[str, Any]:
@@ -44,7 +55,13 @@ class Target:
         return TvmTarget(self.tvm_dict)
 
 
-# Best first: `host` is the first that the machine can run. ARM targets join here.
+def _arm(name: str, isa: Isa, attributes: tuple[str, ...], features: tuple[str, ...]) -> Target:
+    """A target of 64-bit ARM under Linux; every such CPU has NEON."""
+    llvm = (("kind", "llvm"), ("mtriple", "aarch64-linux-gnu"), ("mattr", ("+neon", *attributes)))
+    return Target(name, llvm, isa, ("asimd", *features), "aarch64")
+
+
+# Best first: `host` is the first that the machine can run.
 # -prefer-256-bit: LLVM's tuning avoids 512-bit vectors for the sake of sparse use of them in float
 # code; here everything is vectors, and table look-ups and packs gain from the full width.
 _TARGETS = (
@@ -61,6 +78,9 @@ _TARGETS = (
         (*_V3, "avx_vnni"),
     ),
     Target("x86-avx2", (("kind", "llvm"), ("mcpu", "x86-64-v3")), AVX2, _V3),
+    _arm("arm64-i8mm", ARM_I8MM, ("+dotprod", "+i8mm"), ("asimddp", "i8mm")),
+    _arm("arm64-dotprod", ARM_DOTPROD, ("+dotprod",), ("asimddp",)),
+    _arm("arm64-neon", ARM_NEON, (), ()),
     Target("portable", (("kind", "llvm"),), None, ()),
 )
 TARGETS = {target.name: target for target in _TARGETS}
@@ -87,14 +107,16 @@ def resolve(name: str) -> Target:
 def host_features() -> frozenset[str]:
     """The feature flags of this CPU, from /proc/cpuinfo.
 
-    Where there is none (not Linux) or where the CPU is not x86, no feature is known: `host` then
-    means `portable`, which runs everywhere; name a target to get its kernels.
+    Where there is none (not Linux) or where the CPU is neither x86-64 nor 64-bit ARM, no feature is
+    known: `host` then means `portable`, which runs everywhere.
     """
-    if platform.machine().lower() not in ("x86_64", "amd64") or not CPUINFO.is_file():
+    line_of = {"x86_64": "flags", "amd64": "flags", "aarch64": "Features"}
+    wanted = line_of.get(platform.machine().lower())
+    if wanted is None or not CPUINFO.is_file():
         return frozenset()
     for line in CPUINFO.read_text(errors="replace").splitlines():
         key, _, value = line.partition(":")
-        if key.strip() == "flags":
+        if key.strip() == wanted:
             return frozenset(value.split())
     return frozenset()
 

@@ -65,9 +65,9 @@ def compile_graph(
 
 def require_replaceable(folder: Path) -> None:
     """`FileFormatError` where something else than an artifact lies at `folder`."""
-    from iqvit.tvm_backend.artifact import LIBRARY, MANIFEST
+    from iqvit.tvm_backend.artifact import FILES
 
     if not folder.exists():
         return
-    if not folder.is_dir() or {e.name for e in folder.iterdir()} - {LIBRARY, MANIFEST}:
+    if not folder.is_dir() or {e.name for e in folder.iterdir()} - FILES:
         raise FileFormatError(f"{folder} exists and is not an artifact; remove it or name another")

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from iqvit.inttype import LIMITS
 from iqvit.ops.exp2 import full_scale
 from iqvit.tvm_backend.kernels.exponential import Exp2Scalars, emit_exp2
+from iqvit.tvm_backend.kernels.instructions import dot
 from iqvit.tvm_backend.kernels.integers import (
     Wide,
     as_int32,
@@ -106,6 +107,11 @@ class _Kernel:
         return self.isa.operand != "uint8"
 
     @property
+    def lowers(self) -> bool:
+        """Whether `dot` takes bytes signed, so that 128 is taken off the probabilities."""
+        return self.isa.operand == "int8"
+
+    @property
     def groups(self) -> int:
         """Groups of keys."""
         return -(-self.problem.keys // self.isa.group)
@@ -117,13 +123,9 @@ class _Kernel:
 
     def dot(self, acc: Expr, left: Expr, right: Expr) -> Expr:
         """`acc` plus the dot products of lanes of packed int32."""
-        isa, lanes = self.isa, self.isa.lanes
-        operand = "int8" if isa.operand == "uint8" else isa.operand
-        a, b = (T.reinterpret(typed(operand, isa.slots), x) for x in (left, right))
-        dtype = typed("int32", lanes)
-        if isa.dot_accumulates:
-            return T.call_llvm_pure_intrin(dtype, isa.dot, acc, a, b)
-        return acc + T.call_llvm_pure_intrin(dtype, isa.dot, a, b)
+        isa = self.isa
+        a, b = (T.reinterpret(typed(isa.stored, isa.slots), x) for x in (left, right))
+        return dot(isa, acc, a, b)
 
 
 def bits_of(dtype: str) -> int:
@@ -154,7 +156,7 @@ def attention_kernel(name: str, problem: Problem, isa: Isa) -> PrimFunc:
             values = _emit_values(kernel, head)
             with T.serial(T.min(share, blocks - first)) as step:
                 query = T.Bind((first + step) * isa.lanes)
-                _emit_block(kernel, head, query, keys, fold, values)
+                _emit_block(kernel, head, query, (keys, fold), values)
     return builder.get()
 
 
@@ -195,12 +197,17 @@ def _sum_of(kernel: _Kernel, value: Expr, packed: Expr) -> Expr:
     return total(keep(kernel.dot(zero, ones, packed)))
 
 
-def _emit_values(kernel: _Kernel, head: Expr) -> Buffer:
-    """The head's values as groups along keys: int32 `[ceil(keys / group), width]`, zero padded."""
+def _emit_values(kernel: _Kernel, head: Expr) -> tuple[Buffer, Buffer]:
+    """The head's values as groups along keys, int32 `[ceil(keys / group), width]`, zero padded; and
+    where the probabilities are lowered their sums over the keys, int32 `[width]`."""
     problem, isa = kernel.problem, kernel.isa
     source = kernel.inputs[problem.v.parameter]
     values = T.alloc_buffer((kernel.groups, problem.width), "int32", scope="global")
     mask = (1 << kernel.bits) - 1
+    sums = T.alloc_buffer((problem.width,), "int32", scope="global")
+    if kernel.lowers:
+        with T.serial(problem.width) as e:
+            T.buffer_store(sums, T.int32(0), [e])
 
     def pack(group: Expr | int, members: int) -> None:
         first = [
@@ -210,6 +217,9 @@ def _emit_values(kernel: _Kernel, head: Expr) -> Buffer:
             packed = splat(0, "int32", lanes)
             for member in range(members):
                 value = as_int32(source[span(first[member] + offset, lanes)])
+                if kernel.lowers:
+                    at = span(offset, lanes)
+                    T.buffer_store(sums, sums[at] + value, [at])
                 value = value & splat(mask, "int32", lanes)
                 packed = packed | (value << splat(member * kernel.bits, "int32", lanes))
             T.buffer_store(values, packed, [group, span(offset, lanes)])
@@ -219,14 +229,19 @@ def _emit_values(kernel: _Kernel, head: Expr) -> Buffer:
         pack(group, isa.group)
     if left:
         pack(whole, left)
-    return values
+    return values, sums
 
 
 def _emit_block(
-    kernel: _Kernel, head: Expr, query: Expr, keys: Buffer, fold: Buffer, values: Buffer
+    kernel: _Kernel,
+    head: Expr,
+    query: Expr,
+    packed_keys: tuple[Buffer, Buffer],
+    values: tuple[Buffer, Buffer],
 ) -> None:
     """The results of one vector of queries."""
     problem, lanes = kernel.problem, kernel.lanes
+    keys, fold = packed_keys
     lane = span(0, lanes)
     packed = _emit_queries(kernel, head, query)
     scores = T.alloc_buffer((problem.keys, lanes), "int32", scope="global")
@@ -301,7 +316,9 @@ def _emit_weights(kernel: _Kernel, scores: Buffer, top: Buffer) -> tuple[Buffer,
     exp = Exp2Scalars(*(keep(T.Cast("int32", kernel.scalars[i])) for i in range(4)))
     weights = T.alloc_buffer((kernel.groups, lanes), "int32", scope="global")
     sums = T.alloc_buffer((lanes,), "int32", scope="global")
-    T.buffer_store(sums, splat(0, "int32", lanes), [lane])
+    # Where 128 is taken off every probability, the sums begin with what that takes off them.
+    begin = 128 * isa.group * kernel.groups if kernel.lowers else 0
+    T.buffer_store(sums, splat(begin, "int32", lanes), [lane])
     ones = splat(sum(1 << i * kernel.bits for i in range(isa.group)), "int32", lanes)
 
     def pack(group: Expr | int, members: int) -> None:
@@ -310,6 +327,8 @@ def _emit_weights(kernel: _Kernel, scores: Buffer, top: Buffer) -> tuple[Buffer,
             score = scores[group * isa.group + member, lane]
             p = emit_exp2(exp, top[lane] - score, full, isa)
             packed = packed | (p << splat(member * kernel.bits, "int32", lanes))
+        if kernel.lowers:
+            packed = packed ^ splat(T.int32(-0x7F7F7F80), "int32", lanes)
         packed = keep(packed)
         T.buffer_store(weights, packed, [group, lane])
         T.buffer_store(sums, kernel.dot(sums[lane], packed, ones), [lane])
@@ -323,14 +342,20 @@ def _emit_weights(kernel: _Kernel, scores: Buffer, top: Buffer) -> tuple[Buffer,
 
 
 def _emit_weighted(
-    kernel: _Kernel, offset: int, count: int, weights: Buffer, values: Buffer
+    kernel: _Kernel,
+    offset: int,
+    count: int,
+    weights: Buffer,
+    packed: tuple[Buffer, Buffer],
 ) -> Buffer:
     """Sums of values weighted by probabilities: `count` columns from `offset`, `[count, lanes]`."""
+    values, sums = packed
     lanes = kernel.lanes
     lane = span(0, lanes)
     acc = T.alloc_buffer((count, lanes), "int32", scope="global")
     for e in range(count):
-        T.buffer_store(acc, splat(0, "int32", lanes), [e, lane])
+        begin = sums[offset + e] * 128 if kernel.lowers else 0
+        T.buffer_store(acc, splat(begin, "int32", lanes), [e, lane])
     with T.serial(kernel.groups) as g:
         left = keep(weights[g, lane])
         for e in range(count):

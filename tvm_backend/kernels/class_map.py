@@ -12,7 +12,7 @@ from iqvit.tvm_backend.kernels.call import As, Call
 from iqvit.tvm_backend.kernels.integers import as_type, fits32, keep
 from iqvit.tvm_backend.kernels.isa import Isa
 from iqvit.tvm_backend.kernels.script import Buffer, Expr, IRBuilder, PrimFunc, T
-from iqvit.tvm_backend.kernels.vector import function_attributes, span, splat, typed
+from iqvit.tvm_backend.kernels.vector import function_attributes, lanes_of, span, splat, typed
 from iqvit.tvm_backend.layout import view_of
 
 _PERMUTE = {16: "llvm.x86.avx512.permvar.si.512", 8: "llvm.x86.avx2.permd"}
@@ -191,11 +191,7 @@ def _emit_vector(kernel: _Kernel, row: Expr, v: Expr, sums: list[Buffer]) -> Non
     weight = keep(tables["weight"][v, all_lanes])
 
     def logit(c: Expr | int) -> Expr:
-        at = span(c * columns + base, lanes)
-        value, step = (
-            T.call_llvm_pure_intrin(typed("int32", lanes), _PERMUTE[lanes], s[at], lane)
-            for s in sums
-        )
+        value, step = (_picked(s, c * columns + base, lane) for s in sums)
         return keep(value + step * weight)
 
     best = T.alloc_buffer((lanes,), "int32", scope="global")
@@ -210,3 +206,12 @@ def _emit_vector(kernel: _Kernel, row: Expr, v: Expr, sums: list[Buffer]) -> Non
         T.buffer_store(best, T.max(best[all_lanes], value), [all_lanes])
     result = as_type(index[all_lanes], kernel.form.dtype)
     T.buffer_store(kernel.buffers["out"], result, [row, span(tables["start"][v], lanes)])
+
+
+def _picked(sums: Buffer, start: Expr, lane: Expr) -> Expr:
+    """The elements `lane` of the vector that begins at `start`."""
+    lanes = lanes_of(lane)
+    if lanes not in _PERMUTE:
+        return sums[splat(start, "int32", lanes) + lane]
+    vector = sums[span(start, lanes)]
+    return T.call_llvm_pure_intrin(typed("int32", lanes), _PERMUTE[lanes], vector, lane)

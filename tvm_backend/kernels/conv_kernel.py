@@ -126,8 +126,7 @@ def border_row(window: Window, values: tuple[int, ...], x_dtype: str, isa: Isa) 
     pixel[:channels] = values
     if isa.operand == "int16":
         return np.tile(pixel, window.staged_width()).astype(np.int16)
-    if x_dtype == "int8":
-        pixel[:channels] += 128
+    pixel[:channels] += isa.offset(x_dtype)
     return np.tile(pixel, window.staged_width()).astype(np.uint8).view(np.int8)
 
 
@@ -157,16 +156,12 @@ def conv_kernel(
             mult = T.arg("mult", T.buffer((panels, isa.vectors, 3, isa.lanes), "int32"))
             scalars = scalars_arg(gemm, gemm.requant)
         length = window.staged_width() * window.channels(isa)
-        border = T.arg("border", T.buffer((length,), _staged_type(isa)))
+        border = T.arg("border", T.buffer((length,), isa.stored))
         buffers = tuple(T.arg(e.name, T.buffer(e.shape, e.dtype)) for e in extras)
         out = T.arg("out", T.buffer((gemm.m, gemm.n), gemm.out_dtype))
         kernel = Kernel(gemm, isa, x, weight, bias, mult, scalars, buffers, out, epilogue)
         _emit_tasks(_Convolution(window, kernel, border))
     return builder.get()
-
-
-def _staged_type(isa: Isa) -> str:
-    return "int8" if isa.operand == "uint8" else isa.operand
 
 
 @dataclass(frozen=True)
@@ -276,7 +271,7 @@ def _emit_filled(conv: _Convolution, scratch: Buffer, to: Expr, start: Expr, wid
     channels, filled = conv.window.image[2], conv.window.channels(conv.kernel.isa)
     with T.serial(width) as pixel:
         target = T.Bind(to + pixel * filled)
-        zeros = splat(0, _staged_type(kernel.isa), group)
+        zeros = splat(0, kernel.isa.stored, group)
         T.buffer_store(scratch, zeros, [span(target + filled - group, group)])
         source = T.Bind(start + pixel * channels)
 
@@ -294,7 +289,7 @@ def _emit_planes(conv: _Convolution, scratch: Buffer, to: Expr, start: Expr, wid
 
     def channel(c: int, at: Expr | int, count: int) -> Expr:
         if c >= window.image[2]:
-            return splat(0, _staged_type(kernel.isa), count)
+            return splat(0, kernel.isa.stored, count)
         return operand(kernel.x[span(start + c * plane + at, count)], kernel, count)
 
     def move(at: Expr | int, count: int) -> None:

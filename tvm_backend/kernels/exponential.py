@@ -6,7 +6,7 @@ from iqvit.ops.exp2 import C1, C2, C3, OCTAVES, ONE
 from iqvit.tvm_backend.kernels.integers import keep, madd
 from iqvit.tvm_backend.kernels.isa import Isa
 from iqvit.tvm_backend.kernels.script import Expr, T
-from iqvit.tvm_backend.kernels.vector import splat
+from iqvit.tvm_backend.kernels.vector import HALVES, splat
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Exp2Scalars:
 def emit_exp2(exp: Exp2Scalars, d: Expr, full: int, isa: Isa) -> Expr:
     """`Exp2.run(d, full)` for a whole vector of int32 d >= 0; full at most 32767.
 
-    Products of numbers below 2**15 take the 16-bit multiply, which is the faster one.
+    Products of numbers below 2**15 take the 16-bit multiply of x86, which is the faster one.
     """
     lanes = isa.lanes
 
@@ -30,7 +30,7 @@ def emit_exp2(exp: Exp2Scalars, d: Expr, full: int, isa: Isa) -> Expr:
         return splat(value, "int32", lanes)
 
     def times(a: Expr, b: Expr) -> Expr:
-        return madd(a, b, lanes)
+        return a * b if lanes == HALVES else madd(a, b, lanes)
 
     steps = T.min(d >> const(exp.pre), const(exp.cap))
     t = (steps * const(exp.multiplier)) >> const(exp.shift)

@@ -10,6 +10,7 @@ int16 operands and rows that are no whole number of groups go through a block-si
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from iqvit.tvm_backend.kernels.instructions import dot
 from iqvit.tvm_backend.kernels.isa import Isa
 from iqvit.tvm_backend.kernels.requant import (
     Requant,
@@ -194,7 +195,7 @@ def _emit_copy(kernel: Kernel, rows: int, row0: Expr) -> Buffer:
     """A block of x as `dot` reads it; the padding is zero and so are the weights against it."""
     gemm, isa = kernel.gemm, kernel.isa
     width = kernel.groups * isa.group
-    dtype = "int8" if isa.operand == "uint8" else isa.operand
+    dtype = isa.stored
     scratch = T.alloc_buffer((rows, width), dtype, scope="global")
     widest = isa.slots
     whole = gemm.k // widest
@@ -221,8 +222,10 @@ def operand(value: Expr, kernel: Kernel, lanes: int) -> Expr:
     if kernel.isa.operand == "int16":
         return T.Cast(typed("int16", lanes), value)
     if kernel.gemm.x_dtype == "uint8":
-        return T.reinterpret(typed("int8", lanes), value)
-    # x + 128 as an unsigned byte is x with its top bit flipped; the bias undoes it.
+        value = T.reinterpret(typed("int8", lanes), value)
+    if kernel.isa.offset(kernel.gemm.x_dtype) == 0:
+        return value
+    # A byte with 128 added or taken off is that byte with its top bit flipped; the bias undoes it.
     return value ^ splat(-128, "int8", lanes)
 
 
@@ -274,7 +277,7 @@ def _emit_group(
 ) -> None:
     isa = kernel.isa
     lane = span(0, isa.lanes)
-    operands = typed("int8" if isa.operand == "uint8" else isa.operand, isa.slots)
+    operands = typed(isa.stored, isa.slots)
     slot = span(0, isa.slots)
     weights = [T.Bind(kernel.weight[panel, first + k, j, slot]) for j in range(isa.vectors)]
     for r in range(rows):
@@ -282,14 +285,7 @@ def _emit_group(
         value = T.Bind(T.reinterpret(operands, spread))
         for j in range(isa.vectors):
             index = [r * isa.vectors + j, lane]
-            T.buffer_store(acc, _dot(isa, acc[tuple(index)], value, weights[j]), index)
-
-
-def _dot(isa: Isa, acc: Expr, x: Expr, w: Expr) -> Expr:
-    dtype = typed("int32", isa.lanes)
-    if isa.dot_accumulates:
-        return T.call_llvm_pure_intrin(dtype, isa.dot, acc, x, w)
-    return acc + T.call_llvm_pure_intrin(dtype, isa.dot, x, w)
+            T.buffer_store(acc, dot(isa, acc[tuple(index)], value, weights[j]), index)
 
 
 def emit_stores(kernel: Kernel, acc: Buffer, rows: int, panel: Expr, row0: Expr) -> None:
@@ -346,7 +342,7 @@ def _values(kernel: Kernel, acc: Buffer, row: int, panel: Expr) -> list[Expr]:
     given = kernel.scalars
     if fits_high_half(requant):
         scaled = [
-            high_half(s, kernel.mult[panel, j, 1, lane], kernel.mult[panel, j, 2, lane], given)
+            high_half(s, [kernel.mult[panel, j, form, lane] for form in range(3)], given)
             for j, s in enumerate(sums)
         ]
     else:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from iqvit.inttype import LIMITS
 from iqvit.tvm_backend.kernels.isa import Isa
 from iqvit.tvm_backend.kernels.script import Buffer, Expr, T
-from iqvit.tvm_backend.kernels.vector import clamp, element_of, lanes_of, span, splat, typed
+from iqvit.tvm_backend.kernels.vector import HALVES, clamp, element_of, lanes_of, span, splat, typed
 
 _MADD = {16: "llvm.x86.avx512.pmaddw.d.512", 8: "llvm.x86.avx2.pmadd.wd"}
 QUOTIENT_BITS = 31
@@ -18,7 +18,8 @@ ROOT_BITS = 31
 class Wide:
     """A vector of int64: its even and its odd lanes; one lane alone is the whole of a scalar.
 
-    That is how 32 x 32 -> 64 bit multiplies read and write registers, so nothing has to move.
+    That is how the 32 x 32 -> 64 bit multiplies of x86 read and write registers, so nothing has to
+    move. A vector of `HALVES` lanes is its two halves instead, as ARM's instructions take it.
     """
 
     parts: tuple[Expr, ...]
@@ -56,6 +57,10 @@ def widen(value: Expr) -> Wide:
     lanes = lanes_of(value)
     if lanes == 1:
         return Wide((T.Cast("int64", value),))
+    if lanes == HALVES:
+        value = keep(value)
+        halves = (T.Shuffle([value], at) for at in ([0, 1], [2, 3]))
+        return Wide(tuple(T.Cast("int64x2", half) for half in halves))
     pairs = T.reinterpret(typed("int64", lanes // 2), value)
     shift = splat(32, "int64", lanes // 2)
     return Wide(((pairs << shift) >> shift, pairs >> shift))
@@ -67,6 +72,8 @@ def narrow(value: Wide) -> Expr:
         return T.Cast("int32", value.parts[0])
     even, odd = value.parts
     lanes = lanes_of(even)
+    if 2 * lanes == HALVES:
+        return T.Shuffle([T.Cast("int32x2", part) for part in value.parts], list(range(4)))
     low = even & splat(T.int64(0xFFFFFFFF), "int64", lanes)
     return T.reinterpret(f"int32x{2 * lanes}", low | (odd << splat(32, "int64", lanes)))
 
@@ -95,14 +102,27 @@ def limited(value: Wide, lo: int, hi: int, fits: bool) -> Expr:
 def madd(a: Expr, b: Expr, lanes: int) -> Expr:
     """`a[2i]*b[2i] + a[2i+1]*b[2i+1]` of 16-bit lanes, as `lanes` int32; a and b of any type."""
     pairs = typed("int16", 2 * lanes)
-    operands = (T.reinterpret(pairs, x) for x in (a, b))
+    operands = [T.reinterpret(pairs, x) for x in (a, b)]
+    if lanes == HALVES:
+        return _halves_madd(*operands)
     return T.call_llvm_pure_intrin(typed("int32", lanes), _MADD[lanes], *operands)
+
+
+def _halves_madd(a: Expr, b: Expr) -> Expr:
+    products = []
+    for at in (range(4), range(4, 8)):
+        halves = [T.Shuffle([x], list(at)) for x in (a, b)]
+        products.append(
+            T.call_llvm_pure_intrin("int32x4", "llvm.aarch64.neon.smull.v4i32", *halves)
+        )
+    # The instruction wraps, as x86's does; a sum of TIR would be undefined beyond int32.
+    return T.call_llvm_pure_intrin("int32x4", "llvm.aarch64.neon.addp.v4i32", *products)
 
 
 def gather(table: Buffer, index: Expr, isa: Isa) -> Expr:
     """`table[index]` of int32: one instruction for a whole vector, else element by element."""
     lanes = lanes_of(index)
-    if lanes != isa.lanes:
+    if lanes != isa.lanes or lanes == HALVES:
         return table[index]
     start = T.address_of(table[0])
     zero = splat(0, "int32", lanes)
@@ -158,9 +178,11 @@ def quotient(numerator: Expr, denominator: Expr) -> Expr:
     """`numerator // denominator`, an int64 by positive int64 lanes below 2**31, for a quotient
     below 2**31.
 
-    Restoring division, a bit a step: for a vector it is faster than a division a lane.
+    Restoring division, a bit a step: for a long vector it is faster than a division a lane.
     """
     lanes = lanes_of(denominator)
+    if lanes == HALVES // 2:  # ARM, whose divider is fast and has no vectors
+        return T.truncdiv(splat(numerator, "int64", lanes), denominator)
     lane = span(0, lanes)
     divisor = keep(denominator)
     rest = T.alloc_buffer((lanes,), "int64", scope="global")

@@ -1,6 +1,9 @@
 """One frozen description per instruction set; the kernels are generated from it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+OFFSET = 128
+"""What makes a signed byte unsigned, and back."""
 
 
 @dataclass(frozen=True)
@@ -17,7 +20,8 @@ class Isa:
     group: int
     """Products summed into one lane by one `dot`; the K axis is packed in such groups."""
     operand: str
-    """Type of the activations as `dot` reads them: `uint8` (signed ones are offset) or `int16`."""
+    """Type of the activations as `dot` reads them: `uint8` or `int8` (those of the other sign are
+    offset), or `int16`."""
     weight: str
     """Type of the packed weights as `dot` reads them."""
     dot: str
@@ -25,7 +29,8 @@ class Isa:
     dot_accumulates: bool
     """Whether `dot` takes and adds the accumulator itself."""
     pack16: str
-    """LLVM name of int32 -> int16 saturating pack of two vectors, per 128-bit lane."""
+    """LLVM name of int32 -> int16 saturating pack of two vectors, per 128-bit lane; "" where LLVM
+    makes the CPU's instruction of a plain saturation, as for the other packs."""
     pack_int8: str
     """LLVM name of int16 -> int8 saturating pack of two vectors, per 128-bit lane."""
     pack_uint8: str
@@ -36,6 +41,19 @@ class Isa:
     """Vectors across one register block (NR): the block is `rows` x `vectors * lanes`."""
     macs_per_cycle: int
     """Multiply-accumulates a cycle and core, of two dot instructions a cycle."""
+    widens: bool = False
+    """Whether `dot` only multiplies 8-bit lanes to 16-bit ones, which are then added up."""
+
+    @property
+    def stored(self) -> str:
+        """The type in which activations are kept for `dot`: bytes of either sign as int8."""
+        return "int8" if self.operand == "uint8" else self.operand
+
+    def offset(self, x_dtype: str) -> int:
+        """What is added to 8-bit activations so that `dot` reads them as `operand`."""
+        if self.operand in ("int16", x_dtype):
+            return 0
+        return OFFSET if x_dtype == "int8" else -OFFSET
 
     @property
     def panel(self) -> int:
@@ -102,4 +120,38 @@ AVX2 = Isa(
     macs_per_cycle=32,
 )
 
-ISAS = {isa.name: isa for isa in (AVX512_VNNI, AVX_VNNI, AVX2)}
+# 32 registers: 24 accumulators, 4 weight vectors, and rows of x that are read into all lanes.
+ARM_DOTPROD = Isa(
+    name="arm-dotprod",
+    lanes=4,
+    group=4,
+    operand="int8",
+    weight="int8",
+    dot="llvm.aarch64.neon.sdot.v4i32.v16i8",
+    dot_accumulates=True,
+    pack16="",
+    pack_int8="",
+    pack_uint8="",
+    rows=6,
+    vectors=4,
+    macs_per_cycle=32,
+)
+
+# The i8mm extension has a dot product of unsigned with signed bytes, so nothing is offset.
+ARM_I8MM = replace(
+    ARM_DOTPROD, name="arm-i8mm", operand="uint8", dot="llvm.aarch64.neon.usdot.v4i32.v16i8"
+)
+
+# Without a dot product: 8-bit products, added pair by pair. The weights' pairs and the products
+# take registers, which leaves room for 16 accumulators.
+ARM_NEON = replace(
+    ARM_DOTPROD,
+    name="arm-neon",
+    dot="llvm.aarch64.neon.smull.v8i16",
+    dot_accumulates=False,
+    rows=4,
+    macs_per_cycle=8,
+    widens=True,
+)
+
+ISAS = {isa.name: isa for isa in (AVX512_VNNI, AVX_VNNI, AVX2, ARM_I8MM, ARM_DOTPROD, ARM_NEON)}

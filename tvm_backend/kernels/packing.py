@@ -15,7 +15,7 @@ class PackedWeights:
     weight: np.ndarray
     """`isa.weight` [P, ceil(K / group), vectors, lanes * group]."""
     bias: np.ndarray
-    """int32 [P, vectors, lanes], with the offset of signed activations folded in."""
+    """int32 [P, vectors, lanes], with the offset of the activations folded in."""
     mult: np.ndarray | None
     """int32 [P, vectors, 3, lanes]: natural, even lanes, odd lanes (see `requant.high_half`)."""
 
@@ -59,7 +59,7 @@ def pack_weights(
     blocks = padded.reshape(panels, isa.panel, groups, isa.group)[:, order]
     packed = np.ascontiguousarray(blocks.transpose(0, 3, 1, 2, 4))
     packed = packed.reshape(panels, groups, isa.vectors, isa.slots)
-    folded = fold_bias(weight, bias) if signed and isa.operand == "uint8" else bias
+    folded = fold_bias(weight, bias, isa.offset("int8" if signed else "uint8"))
     return PackedWeights(
         weight=packed,
         bias=_lanes(folded, order, panels),
@@ -67,12 +67,13 @@ def pack_weights(
     )
 
 
-def fold_bias(weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
-    """`bias - 128 * sum(weight)`: what undoes reading signed activations as unsigned ones.
+def fold_bias(weight: np.ndarray, bias: np.ndarray, offset: int = 128) -> np.ndarray:
+    """`bias - offset * sum(weight)`: what undoes reading activations with `offset` added, as
+    unsigned ones where they are signed, or with -128 the other way.
 
     Modulo 2**32, as the accumulator is; the sum that it completes is proved to fit int32.
     """
-    wide = bias.astype(np.int64) - 128 * weight.astype(np.int64).sum(axis=1)
+    wide = bias.astype(np.int64) - offset * weight.astype(np.int64).sum(axis=1)
     return wide.astype(np.uint32).view(np.int32)
 
 

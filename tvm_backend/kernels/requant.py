@@ -5,9 +5,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from iqvit.errors import GraphError
+from iqvit.tvm_backend.kernels.instructions import pack
 from iqvit.tvm_backend.kernels.isa import Isa
 from iqvit.tvm_backend.kernels.script import Expr, T
-from iqvit.tvm_backend.kernels.vector import clamp, lanes_of, limits, splat, typed
+from iqvit.tvm_backend.kernels.vector import HALVES, clamp, lanes_of, limits, splat, typed
 
 RESULTS = ("int8", "uint8", "int16", "int32")
 
@@ -90,22 +91,39 @@ def fits_high_half(requant: Requant) -> bool:
     return t >= 1 and 2**30 + 2 ** (t - 1) + (abs(requant.zero_point) << t) < 2**31
 
 
-def high_half(acc: Expr, even: Expr, odd: Expr, scalars: Scalars) -> Expr:
+def high_half(acc: Expr, mult: list[Expr], scalars: Scalars) -> Expr:
     """The rule without its clamp, from the upper halves of the 64-bit products, as int32.
 
     With `s >= 33` the rounding constant has no bits below 2**32, so the lower halves never matter:
     `(acc*m + 2**(s-1)) >> s == ((acc*m >> 32) + 2**(s-33)) >> (s-32)`. The zero point joins the
     rounding constant. Needs `fits_high_half`.
 
-    `even` and `odd` are int32 vectors with the multipliers of the even and of the odd lanes in
-    their even lanes, as the 32 x 32 -> 64 bit multiply reads them.
+    `mult` are int32 vectors with the multipliers: all in order, those of the even and those of the
+    odd lanes, each in even lanes, as the 32 x 32 -> 64 bit multiply of x86 reads them.
     """
+    natural, even, odd = mult
     lanes = lanes_of(acc)
+    if lanes == HALVES:
+        high = upper_halves(acc, natural)
+        return _rounded(high, scalars, lanes)
     duplicated = T.Shuffle([acc], [i | 1 for i in range(lanes)])
     product_even = _multiply_even(acc, even)
     product_odd = _multiply_even(duplicated, odd)
     halves = [typed_reinterpret("int32", product_even), typed_reinterpret("int32", product_odd)]
     high = T.Shuffle(halves, [(i | 1) + (lanes if i % 2 else 0) for i in range(lanes)])
+    return _rounded(high, scalars, lanes)
+
+
+def upper_halves(a: Expr, b: Expr) -> Expr:
+    """The upper 32 bits of the products of four int32 lanes, two by two, as ARM multiplies."""
+    parts = []
+    for at in ([0, 1], [2, 3]):
+        low, high = (T.Cast("int64x2", T.Shuffle([x], at)) for x in (a, b))
+        parts.append(T.Cast("int32x2", (low * high) >> splat(32, "int64", 2)))
+    return T.Shuffle(parts, list(range(4)))
+
+
+def _rounded(high: Expr, scalars: Scalars, lanes: int) -> Expr:
     rounded = high + splat(_int32(scalars.rounding), "int32", lanes)
     return rounded >> splat(_int32(scalars.shift), "int32", lanes)
 
@@ -138,11 +156,7 @@ def narrow(values: list[Expr], requant: Requant, isa: Isa) -> list[Expr]:
     """
     if requant.dtype == "int32":
         return [clamp(v, requant.lo, requant.hi) for v in values]
-    pair = typed("int16", 2 * isa.lanes)
-    pairs = [
-        T.call_llvm_pure_intrin(pair, isa.pack16, values[i], values[i + 1])
-        for i in range(0, len(values), 2)
-    ]
+    pairs = [pack(isa, values[i], values[i + 1], "int16") for i in range(0, len(values), 2)]
     if requant.dtype == "int16":
         return [clamp(v, requant.lo, requant.hi) for v in pairs]
     if len(pairs) % 2:
@@ -150,9 +164,5 @@ def narrow(values: list[Expr], requant: Requant, isa: Isa) -> list[Expr]:
             T.Cast(typed(requant.dtype, 2 * isa.lanes), clamp(v, requant.lo, requant.hi))
             for v in pairs
         ]
-    name = isa.pack_int8 if requant.dtype == "int8" else isa.pack_uint8
-    quad = typed(requant.dtype, 4 * isa.lanes)
-    packed = [
-        T.call_llvm_pure_intrin(quad, name, pairs[i], pairs[i + 1]) for i in range(0, len(pairs), 2)
-    ]
+    packed = [pack(isa, pairs[i], pairs[i + 1], requant.dtype) for i in range(0, len(pairs), 2)]
     return [clamp(v, requant.lo, requant.hi) for v in packed]

@@ -6,6 +6,9 @@ from iqvit.tvm_backend.kernels.script import Expr, T
 
 KERNEL = "iqvit.kernel"
 """The attribute of functions that are written out, without blocks to be scheduled."""
+HALVES = 4
+"""int32 lanes whose 64-bit products are taken by halves, as ARM's instructions do; those of more
+lanes by even and odd lanes, as x86's do."""
 
 
 def function_attributes(name: str) -> dict[str, object]:

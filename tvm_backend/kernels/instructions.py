@@ -1,0 +1,44 @@
+"""The instructions that differ between CPU families, as one expression each."""
+
+from iqvit.tvm_backend.kernels.isa import Isa
+from iqvit.tvm_backend.kernels.script import Expr, T
+from iqvit.tvm_backend.kernels.vector import clamp, lanes_of, limits, typed
+
+
+def dot(isa: Isa, acc: Expr, x: Expr, weight: Expr) -> Expr:
+    """int32 lanes: `acc` plus the products of each lane's group; `x` and `weight` have
+    `isa.slots` lanes of the types `isa.stored` and `isa.weight`."""
+    dtype = typed("int32", isa.lanes)
+    if isa.dot_accumulates:
+        return T.call_llvm_pure_intrin(dtype, isa.dot, acc, x, weight)
+    if isa.widens:
+        return _widening_dot(isa, acc, x, weight)
+    return acc + T.call_llvm_pure_intrin(dtype, isa.dot, x, weight)
+
+
+def _widening_dot(isa: Isa, acc: Expr, x: Expr, weight: Expr) -> Expr:
+    # A product of int8 fits int16 and a pair of them int32. The pairs of a group are told apart by
+    # moves that cost nothing for the operand that is broadcast.
+    shorts = typed("int16", isa.slots // 2)
+    halves = [T.reinterpret(shorts, operand) for operand in (x, weight)]
+    for pair in (0, 1):
+        picked = [T.Shuffle([half], list(range(pair, isa.slots // 2, 2))) for half in halves]
+        bytes_of = [T.reinterpret(typed("int8", isa.slots // 2), half) for half in picked]
+        product = T.call_llvm_pure_intrin(shorts, isa.dot, *bytes_of)
+        added = T.call_llvm_pure_intrin(
+            typed("int32", isa.lanes), "llvm.aarch64.neon.saddlp.v4i32.v8i16", product
+        )
+        acc = acc + added
+    return acc
+
+
+def pack(isa: Isa, low: Expr, high: Expr, dtype: str) -> Expr:
+    """Two vectors as one of lanes half as wide, saturated to `dtype`; on x86 the lanes come in the
+    order of `packing.column_order`."""
+    name = {"int16": isa.pack16, "int8": isa.pack_int8, "uint8": isa.pack_uint8}[dtype]
+    lanes = 2 * lanes_of(low)
+    if name:
+        return T.call_llvm_pure_intrin(typed(dtype, lanes), name, low, high)
+    lo, hi = limits(dtype)
+    parts = [T.Cast(typed(dtype, lanes // 2), clamp(part, lo, hi)) for part in (low, high)]
+    return T.Shuffle(parts, list(range(lanes)))
