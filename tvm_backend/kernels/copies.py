@@ -14,6 +14,10 @@ from iqvit.tvm_backend.layout import view_of
 
 WIDEST = 64
 """Elements of the widest vector that a copy moves at once."""
+CHUNK = 2**15
+"""Elements of one task where a tensor has too few rows to give every thread some."""
+FEW = 16
+"""So few rows."""
 
 
 def strided_copy(graph: IntGraph, group: Group, _: Isa) -> Call | None:
@@ -101,7 +105,7 @@ def concat(graph: IntGraph, group: Group, _: Isa) -> Call | None:
 
 
 def concat_kernel(name: str, outer: int, lengths: tuple[int, ...], dtype: str) -> PrimFunc:
-    """`name(*parts [outer, length], out [outer * sum of lengths])`, parallel over outer."""
+    """`name(*parts [outer, length], out [outer * sum of them])`, parallel over rows or chunks."""
     row = sum(lengths)
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_name(name)
@@ -110,13 +114,29 @@ def concat_kernel(name: str, outer: int, lengths: tuple[int, ...], dtype: str) -
             T.arg(f"part{i}", T.buffer((outer, length), dtype)) for i, length in enumerate(lengths)
         ]
         out = T.arg("out", T.buffer((outer * row,), dtype))
-        with T.parallel(outer) as task:
-            done = 0
-            for part, length in zip(parts, lengths, strict=True):
-                flat = T.decl_buffer((outer * length,), dtype, data=part.data)
-                _emit_run(flat, task * length, out, task * row + done, length)
-                done += length
+        flat = [
+            T.decl_buffer((outer * length,), dtype, data=part.data)
+            for part, length in zip(parts, lengths, strict=True)
+        ]
+        starts = [sum(lengths[:i]) for i in range(len(lengths))]
+        if outer > FEW:
+            with T.parallel(outer) as task:
+                for x, length, start in zip(flat, lengths, starts, strict=True):
+                    _emit_run(x, task * length, out, task * row + start, length)
+        else:
+            for i in range(outer):
+                for x, length, start in zip(flat, lengths, starts, strict=True):
+                    _emit_chunks(x, i * length, out, i * row + start, length)
     return builder.get()
+
+
+def _emit_chunks(x: Buffer, start: int, out: Buffer, to: int, length: int) -> None:
+    """Copy `length` neighbouring elements, parallel over chunks."""
+    whole, left = divmod(length, CHUNK)
+    if whole:
+        with T.parallel(whole) as chunk:
+            _emit_run(x, start + chunk * CHUNK, out, to + chunk * CHUNK, CHUNK)
+    _emit_run(x, T.int32(start + whole * CHUNK), out, to + whole * CHUNK, left)
 
 
 def take_rows(graph: IntGraph, group: Group, _: Isa) -> Call | None:

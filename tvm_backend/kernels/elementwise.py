@@ -29,7 +29,7 @@ def elementwise(graph: IntGraph, group: Group, isa: Isa) -> Call | None:
     stage, values = found
     columns = node.type.shape[-1] if node.type.shape else 1
     rows = node.type.size // columns
-    if not any(operand.kind == "channel" for operand in stage.operands):
+    if not any(operand.kind in ("channel", "row") for operand in stage.operands):
         rows, columns = 1, node.type.size
         values = [As(v.name, (1, columns)) if _is_full(v, columns) else v for v in values]
     x = As(node.inputs[place], (rows, columns))

@@ -14,7 +14,7 @@ from iqvit.ops.base import Op
 from iqvit.ops.lambda_shiftgelu import LambdaShiftGelu
 from iqvit.ops.lookup import Lookup
 from iqvit.ops.multiply import Multiply
-from iqvit.ops.rectified import SEGMENTS, Rectified
+from iqvit.ops.rectified import Rectified
 from iqvit.ops.requantise import Requantise
 from iqvit.tvm_backend.kernels.call import As
 from iqvit.tvm_backend.kernels.gemm import Extra
@@ -35,6 +35,7 @@ from iqvit.tvm_backend.kernels.integers import (
 )
 from iqvit.tvm_backend.kernels.isa import Isa
 from iqvit.tvm_backend.kernels.script import Buffer, Expr, T
+from iqvit.tvm_backend.kernels.tables import ENTRIES, entry_or_zero
 from iqvit.tvm_backend.kernels.vector import clamp, lanes_of, span, splat
 
 Types = tuple[IntType, ...]
@@ -48,8 +49,9 @@ class Operand:
     """An operand of a stage besides its running value."""
 
     kind: str
-    """`full` (one element for each result), `channel` (one a column), `single`, or one that is not
-    read by position: `table`, `bytes` (a table of 8-bit entries, four in an element), `scalars`."""
+    """`full` (one element for each result), `channel` (one a column), `row`, `single`, or one not
+    read by position: `table`, `bytes` (a table of 8-bit entries, four in an element), `segments` (a
+    table of 256 entries, zero beyond), `scalars`."""
     dtype: str
     size: int
 
@@ -59,7 +61,7 @@ class Operand:
             return as_int32(buffer[m, span(n, lanes)])
         if self.kind == "channel":
             return as_int32(buffer[span(n, lanes)])
-        return splat(as_int32(buffer[0]), "int32", lanes)
+        return splat(as_int32(buffer[m if self.kind == "row" else 0]), "int32", lanes)
 
 
 @dataclass(frozen=True)
@@ -123,6 +125,14 @@ class _Place:
         """A number in all lanes, as int32."""
         return splat(value, "int32", self.lanes)
 
+    def factor(self, i: int) -> Wide:
+        """An attribute of 32 bits in all lanes, as int64.
+
+        All parts are alike: LLVM sees of the first that it fits 32 bits, and then multiplies so.
+        """
+        wide = widen(keep(self.lane(i)))
+        return Wide((wide.parts[0],) * len(wide.parts))
+
     def limited(self, value: Wide) -> Expr:
         """The saturated result."""
         return limited(value, self.stage.lo, self.stage.hi, self.stage.fits)
@@ -146,7 +156,7 @@ def _add_scalars(op: Add, types: Types, place: int) -> Scalars:
 
 
 def _add(at: _Place) -> Expr:
-    acc = widen(at.value) * at.scalar(0) + widen(at.read(0)) * at.scalar(1) + at.scalar(2)
+    acc = widen(at.value) * at.factor(0) + widen(at.read(0)) * at.factor(1) + at.scalar(2)
     return at.limited(acc >> at.scalar(3))
 
 
@@ -157,7 +167,7 @@ def _requantise_scalars(op: Requantise, types: Types, _: int) -> Scalars:
 
 
 def _requantise(at: _Place) -> Expr:
-    return at.limited((widen(at.value) * at.scalar(0) + at.scalar(1)) >> at.scalar(2))
+    return at.limited((widen(at.value) * at.factor(0) + at.scalar(1)) >> at.scalar(2))
 
 
 def _multiply_scalars(op: Multiply, types: Types, place: int) -> Scalars:
@@ -176,7 +186,7 @@ def _corners(op: Multiply, types: Types) -> list[int]:
 
 def _multiply(at: _Place) -> Expr:
     product = keep((at.value - at.lane(0)) * (at.read(0) - at.lane(1)))
-    scaled = (widen(product) * at.scalar(2) + at.scalar(3)) >> at.scalar(4)
+    scaled = (widen(product) * at.factor(2) + at.scalar(3)) >> at.scalar(4)
     return at.limited(scaled + at.scalar(5))
 
 
@@ -203,7 +213,8 @@ def _rectified(at: _Place) -> Expr:
     value, zero = at.value, at.const(0)
     u = keep(T.max(value, zero - value))
     index = T.min(u >> at.lane(0), at.lane(1))
-    entry = keep(gather(at.buffers[0], index, at.isa))
+    segments = at.stage.operands[0].kind == "segments"
+    entry = keep((entry_or_zero if segments else gather)(at.buffers[0], index, at.isa))
     part = u & at.lane(2)
     if at.lanes == at.isa.lanes:
         # (rise, left) . (part, 2**step) is both terms of the interpolation at once.
@@ -302,12 +313,13 @@ def _operand(name: str, kind: IntType, out: IntType) -> tuple[Operand, Value] | 
         return Operand("single", kind.dtype, 1), As(name, (1,))
     if kind.size == columns and kind.shape[-1] == columns:
         return Operand("channel", kind.dtype, columns), As(name, (columns,))
+    if kind.shape == (*out.shape[:-1], 1):
+        return Operand("row", kind.dtype, kind.size), As(name, (kind.size,))
     return None
 
 
 def _table(op: Op, kind: IntType) -> tuple[Operand, Value] | None:
-    """The table as int32, or its bytes; that of a `rectified` holds entries and rises, and has room
-    for all."""
+    """The table as int32, or its bytes; that of a `rectified` holds entries and rises."""
     if kind.dtype in ("int8", "uint8"):
         packed = np.ascontiguousarray(kind.value).view(np.int32)
         return Operand("bytes", "int32", packed.size), packed
@@ -316,9 +328,12 @@ def _table(op: Op, kind: IntType) -> tuple[Operand, Value] | None:
         rise = np.append(table[1:], table[-1]) - table
         if np.abs(rise).max() > LIMITS["int16"][1]:
             return None
-        packed = (table << 16) | (rise & 0xFFFF)
-        table = np.zeros(max(SEGMENTS + 1, table.size), np.int64)
-        table[: packed.size] = packed
+        packed = ((table << 16) | (rise & 0xFFFF)).astype(np.int32)
+        if packed.size > ENTRIES and packed[ENTRIES:].any():
+            return Operand("table", "int32", packed.size), packed
+        segments = np.zeros(ENTRIES, np.int32)
+        segments[: packed.size] = packed[:ENTRIES]
+        return Operand("segments", "int32", ENTRIES), segments
     return Operand("table", "int32", table.size), table.astype(np.int32)
 
 
