@@ -9,7 +9,7 @@ from iqvit.ops.taps import centre
 from iqvit.tvm_backend.fuse import Group
 from iqvit.tvm_backend.kernels.call import As, Call
 from iqvit.tvm_backend.kernels.deform_kernel import Problem, deform_kernel
-from iqvit.tvm_backend.kernels.integers import fits32
+from iqvit.tvm_backend.kernels.integers import fits32, wide_order
 from iqvit.tvm_backend.kernels.isa import Isa
 
 
@@ -61,14 +61,14 @@ def deform_attention(graph: IntGraph, group: Group, isa: Isa) -> Call | None:
 
 def _geometry(op: DeformAttention, problem: Problem, isa: Isa) -> tuple[np.ndarray, ...]:
     """Of the samples of a head, in whole vectors: level sizes int32 `[3, K]` (width, height, first
-    token), step factors int32 `[2, K]`, box factors int64 `[2, K]`, of every vector the even lanes
-    before the odd ones. A lane without a sample stands for a level of one cell."""
+    token), step factors int32 `[2, K]`, box factors int64 `[2, K]`, the lanes of every vector in
+    `wide_order`. A lane without a sample stands for a level of one cell."""
     rows = op.geometry()
     padded = np.zeros((problem.vectors(isa) * isa.lanes, 7), np.int64)
     padded[:, :2] = 1
     padded[: len(rows)] = rows
     by_kind = padded.T
-    box = by_kind[3:5].reshape(2, -1, isa.lanes // 2, 2).transpose(0, 1, 3, 2)
+    box = by_kind[3:5].reshape(2, -1, isa.lanes)[..., wide_order(isa.lanes)]
     sizes, step = by_kind[:3].astype(np.int32), by_kind[5:].astype(np.int32)
     return (
         np.ascontiguousarray(sizes),

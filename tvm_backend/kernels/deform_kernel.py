@@ -21,6 +21,7 @@ from iqvit.tvm_backend.kernels.integers import (
 from iqvit.tvm_backend.kernels.isa import Isa
 from iqvit.tvm_backend.kernels.script import Buffer, Expr, IRBuilder, PrimFunc, T
 from iqvit.tvm_backend.kernels.vector import (
+    HALVES,
     function_attributes,
     lanes_of,
     limits,
@@ -271,8 +272,9 @@ def _emit_sums(
             for (offset, lanes), acc in zip(parts, sums, strict=True):
                 value = as_int32(kernel.buffers["value"][span(cell + offset, lanes)])
                 factor, here = splat(share, "int32", lanes), span(0, lanes)
-                # Both fit 16 bits, with whose multiply the upper half of the share, 0, adds 0.
-                product = madd(value, factor, lanes) if lanes == isa.lanes else value * factor
+                # Both fit 16 bits, of whose multiply (x86) the upper half of the share, 0, adds 0.
+                short = lanes == isa.lanes != HALVES
+                product = madd(value, factor, lanes) if short else value * factor
                 T.buffer_store(acc, acc[here] + product, [here])
     for (offset, lanes), acc in zip(parts, sums, strict=True):
         scaled = widen(acc[span(0, lanes)]) * reciprocal + kernel.scalar(CONSTANT)

@@ -66,6 +66,13 @@ def widen(value: Expr) -> Wide:
     return Wide(((pairs << shift) >> shift, pairs >> shift))
 
 
+def wide_order(lanes: int) -> list[int]:
+    """The lanes of an int32 vector in the order in which the parts of `widen` hold them."""
+    if lanes == HALVES:
+        return list(range(lanes))
+    return [*range(0, lanes, 2), *range(1, lanes, 2)]
+
+
 def narrow(value: Wide) -> Expr:
     """The int32 vector of int64 lanes that are known to fit."""
     if len(value.parts) == 1:
