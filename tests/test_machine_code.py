@@ -16,7 +16,7 @@ from iqvit.tvm_backend.targets import TARGETS
 
 X86 = TARGETS["x86-avx2"].tvm_dict
 ARM = {"kind": "llvm", "mtriple": "aarch64-linux-gnu", "mattr": ["+neon", "+dotprod"]}
-TRIPLES = {"x86-64": X86, "aarch64": ARM}
+TRIPLES = {"x86_64": X86, "aarch64": ARM}
 
 
 def function(name, dtype, of):

@@ -4,7 +4,14 @@ import pytest
 
 from iqvit.errors import TargetError
 from iqvit.tvm_backend import targets
-from iqvit.tvm_backend.kernels.isa import AVX2, AVX512_VNNI, AVX_VNNI
+from iqvit.tvm_backend.kernels.isa import (
+    ARM_DOTPROD,
+    ARM_I8MM,
+    ARM_NEON,
+    AVX2,
+    AVX512_VNNI,
+    AVX_VNNI,
+)
 from iqvit.tvm_backend.peak import measure_peak
 from iqvit.tvm_backend.targets import TARGETS, missing_features, names, resolve
 
@@ -35,12 +42,29 @@ def test_without_cpuinfo_or_off_x86_the_host_is_portable(tmp_path, monkeypatch):
     monkeypatch.setattr(targets, "CPUINFO", tmp_path / "absent")
     assert resolve("host").name == "portable"
     monkeypatch.undo()
-    monkeypatch.setattr(targets.platform, "machine", lambda: "aarch64")
+    monkeypatch.setattr(targets.platform, "machine", lambda: "riscv64")
     assert resolve("host").name == "portable"
 
 
+@pytest.mark.parametrize(
+    ("features", "expected"),
+    [
+        ("fp asimd evtstrm crc32", "arm64-neon"),
+        ("fp asimd asimddp", "arm64-dotprod"),
+        ("fp asimd asimddp i8mm sve", "arm64-i8mm"),
+    ],
+)
+def test_host_of_an_arm_board(features, expected, tmp_path, monkeypatch):
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text(f"processor\t: 0\nFeatures\t: {features}\nCPU part\t: 0xd0b\n")
+    monkeypatch.setattr(targets, "CPUINFO", cpuinfo)
+    monkeypatch.setattr(targets.platform, "machine", lambda: "aarch64")
+    assert resolve("host").name == expected
+
+
 def test_every_name_resolves_and_targets_are_what_tvm_takes():
-    assert [TARGETS[name].isa for name in names()[1:]] == [AVX512_VNNI, AVX_VNNI, AVX2, None]
+    x86, arm = [AVX512_VNNI, AVX_VNNI, AVX2], [ARM_I8MM, ARM_DOTPROD, ARM_NEON]
+    assert [TARGETS[name].isa for name in names()[1:]] == [*x86, *arm, None]
     for name in names():
         assert resolve(name).tvm_target().kind.name == "llvm"
 

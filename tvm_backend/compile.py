@@ -10,6 +10,7 @@ from iqvit.cost import cost
 from iqvit.intgraph import IntGraph, Node, qparams_json
 from iqvit.tvm_backend.arrange import arrange
 from iqvit.tvm_backend.artifact import write_artifact
+from iqvit.tvm_backend.input_layout import NCHW, with_layout
 from iqvit.tvm_backend.lower import lower_steps
 from iqvit.tvm_backend.pipeline import build
 from iqvit.tvm_backend.plan import Step, plain_nodes, plan
@@ -24,24 +25,34 @@ def compile(
     folder: str | os.PathLike[str],
     target: Target | str = HOST,
     progress: Progress | None = None,
+    input_layout: str = NCHW,
 ) -> Path:
     """Compile `graph` for `target` and write the artifact folder; returns it.
 
-    `progress` is told "lower", "build" and "write". The folder holds `model.so` and
-    `manifest.json`; an artifact that was there is replaced. Raises `TargetError` for an unknown
-    target, `GraphError` if any float type is in the lowered program, `FileFormatError` where the
-    folder cannot be written or holds something else.
+    `progress` is told "lower", "build" and "write". The folder holds `artifact.FILES`; an artifact
+    that was there is replaced. With the `input_layout` "nhwc" the library takes images as cameras
+    give them, uint8 [1, H, W, C]; `load` takes [N, C, H, W] for either.
+
+    Raises `TargetError` for an unknown target or one that nothing here links for, `GraphError` for
+    an unknown layout or if any float is in the lowered program or the machine code,
+    `FileFormatError` where the folder cannot be written or holds something else.
     """
     chosen = resolve(target) if isinstance(target, str) else target
     tell = progress or (lambda _stage: None)
     tell("lower")
-    arranged = arrange(graph, chosen)
+    moved = with_layout(graph, input_layout)
+    arranged = arrange(moved, chosen)
     steps = plan(arranged, chosen)
     module = lower_steps(arranged, steps)
     tell("build")
     executable = build(module, chosen)
     tell("write")
-    return write_artifact(folder, executable, manifest_of(graph, chosen, steps), chosen.machine)
+    manifest = {
+        **manifest_of(graph, chosen, steps),
+        "inputs": [_tensor(graph.input.name, moved.input)],
+        "input_layout": input_layout,
+    }
+    return write_artifact(folder, executable, manifest, chosen.machine)
 
 
 def manifest_of(graph: IntGraph, target: Target, steps: list[Step]) -> dict[str, Any]:

@@ -52,7 +52,7 @@ def known_form(disassembler: Any, code: bytes, machine: str) -> int:
     Capstone 5 lacks the VEX forms of the 8- and 16-bit dot products (AVX-VNNI: VPDPBUSD,
     VPDPBUSDS, VPDPWSSD, VPDPWSSDS). They take the operands of VPMADDUBSW, so are as long.
     """
-    if machine != "x86-64" or len(code) < 5 or code[0] != 0xC4:
+    if machine != "x86_64" or len(code) < 5 or code[0] != 0xC4:
         return 0
     dot = code[1] & 0x1F == 0x02 and code[2] & 0x83 == 0x01 and 0x50 <= code[3] <= 0x53
     if not dot:

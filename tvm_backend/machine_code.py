@@ -56,7 +56,7 @@ class MachineCode:
     """What was found in a library."""
 
     machine: str
-    """`x86-64` or `aarch64`."""
+    """`x86_64` or `aarch64`."""
     functions: int
     instructions: int
     found: tuple[FloatCode, ...]
@@ -149,7 +149,7 @@ def _machine(name: str, path: Path) -> _Machine:
 
     if name == "EM_X86_64":
         disassembler = capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_64)
-        return _Machine("x86-64", disassembler, is_float_x86, 1)
+        return _Machine("x86_64", disassembler, is_float_x86, 1)
     if name == "EM_AARCH64":
         disassembler = capstone.Cs(capstone.CS_ARCH_ARM64, capstone.CS_MODE_ARM)
         return _Machine("aarch64", disassembler, is_float_arm, 4)

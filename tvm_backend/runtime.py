@@ -11,12 +11,15 @@ import numpy as np
 
 from iqvit.errors import DataError, TargetError
 from iqvit.tvm_backend.artifact import LIBRARY, read_manifest
+from iqvit.tvm_backend.linker import machine as this_machine
 from iqvit.tvm_backend.targets import missing_features
 from iqvit.tvm_backend.threads import prepare_threads, set_threads
 
 if TYPE_CHECKING:
     import torch
 
+LAST = (0, 2, 3, 1)
+"""The axes of [N, C, H, W] as a library of the layout `nhwc` takes them."""
 ALIGNMENT = 64
 """Bytes to which TVM wants the memory of its inputs aligned."""
 
@@ -31,11 +34,14 @@ class Artifact:
         self._machine = machine
         self._main = machine["main"]
         self._spec = manifest["inputs"][0]
+        self._last = manifest.get("input_layout") == "nhwc"
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """Shape of one input, with its batch axis of 1."""
-        return tuple(self._spec["shape"])
+        """Shape of one input, with its batch axis of 1: [1, C, H, W] of an image, whatever the
+        layout in which the library takes it."""
+        shape = tuple(self._spec["shape"])
+        return (shape[0], shape[3], *shape[1:3]) if self._last else shape
 
     @property
     def output_names(self) -> tuple[str, ...]:
@@ -65,10 +71,11 @@ class Artifact:
         return self._main(x)
 
     def input_tensor(self, x: np.ndarray) -> Any:
-        """A contiguous array of the input's shape as a TVM tensor, without a copy if aligned."""
+        """An array of the input's shape as the TVM tensor that the library takes, without a copy if
+        it lies like that and is aligned."""
         from tvm.runtime import from_dlpack, tensor
 
-        contiguous = np.ascontiguousarray(x)
+        contiguous = np.ascontiguousarray(x.transpose(LAST) if self._last else x)
         if contiguous.ctypes.data % ALIGNMENT or not contiguous.flags.writeable:
             return tensor(contiguous)
         return from_dlpack(contiguous)
@@ -104,6 +111,12 @@ def load(folder: str | os.PathLike[str], *, threads: int | None = None) -> Artif
     """
     manifest = read_manifest(folder)
     target = manifest["target"]
+    machine = manifest.get("machine_code", {}).get("machine")
+    if machine not in (None, this_machine()):
+        raise TargetError(
+            f"{folder} was compiled for {target['name']} on {machine}; this machine is "
+            f"{this_machine()}: compile it here, or run it there"
+        )
     missing = missing_features(target["features"])
     if missing:
         raise TargetError(

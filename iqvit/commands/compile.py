@@ -20,18 +20,25 @@ def compile_graph(
     target: Annotated[
         str, typer.Option("--target", metavar="NAME", help="`iqvit targets` lists them.")
     ] = "host",
+    input_layout: Annotated[
+        str,
+        typer.Option(
+            "--input-layout", metavar="nchw|nhwc", help="nhwc: frames as cameras give them."
+        ),
+    ] = "nchw",
     json: Json = None,
 ) -> None:
-    """Compile an .iqv with TVM into an artifact folder: model.so and manifest.json.
+    """Compile an .iqv with TVM into an artifact folder: model.so, manifest.json and a runner in C.
 
     \b
-    Example:
+    Examples:
       iqvit compile model.iqv --target host -o artifact/
+      iqvit compile model.iqv --target arm64-dotprod --input-layout nhwc -o board/
 
     The lowered program is checked to hold no float type, and the library's machine code to hold no
-    float instruction. An artifact that is there already is
-    replaced; anything else is left alone. Next: `iqvit predict artifact/ photo.jpg`, `iqvit bench
-    artifact/`.
+    float instruction. An artifact that is there already is replaced; anything else is left alone.
+    Next: `iqvit predict artifact/ photo.jpg`, `iqvit bench artifact/`. For a board `pip install
+    ziglang` links for ARM here, and runner.c in the artifact runs there without Python.
     """
     require_file(json)
     require_folder(output)
@@ -47,7 +54,7 @@ def compile_graph(
     from iqvit import tvm_backend
 
     with screen.progress() as report, screen.staged(report) as begin:
-        tvm_backend.compile(graph, output, chosen, progress=begin)
+        tvm_backend.compile(graph, output, chosen, begin, input_layout)
     spent, code = cost(graph), read_manifest(output)["machine_code"]
     found = {
         "target": chosen.name,

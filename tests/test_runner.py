@@ -1,0 +1,234 @@
+"""Artifacts on a board: the runner in C, ARM under an emulator, and Python without torch.
+
+ARM runs need `qemu-aarch64-static` (or `qemu-aarch64`), a C library for it under
+/usr/aarch64-linux-gnu, and in IQVIT_ARM_RUNTIME a folder with the unpacked aarch64 wheels of
+apache-tvm and apache-tvm-ffi; `.ci/run` prepares that. Without them they are skipped.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import tvm
+import tvm_ffi
+
+from iqvit import tvm_backend
+from iqvit.calibration.quantize import quantize
+from iqvit.errors import GraphError, TargetError
+from iqvit.interpret import run
+from iqvit.models.vit import ViT, ViTConfig
+from iqvit.tvm_backend import linker
+from iqvit.tvm_backend.artifact import read_manifest
+from iqvit.tvm_backend.machine_code import machine_code
+from iqvit.tvm_backend.plan import plain_nodes, plan
+from iqvit.tvm_backend.targets import TARGETS, missing_features
+
+SYSROOT = Path("/usr/aarch64-linux-gnu")
+HERE = {"tvm": Path(tvm.__file__).parent, "tvm_ffi": Path(tvm_ffi.__file__).parent}
+ARM = [name for name, target in TARGETS.items() if target.machine == "aarch64"]
+
+
+@pytest.fixture(scope="module")
+def graph():
+    torch.manual_seed(3)
+    sizes = {"image_size": 24, "patch_size": 8, "width": 40, "depth": 1, "heads": 2, "classes": 7}
+    model = ViT(ViTConfig(mlp_ratio=2, **sizes)).eval()
+    return quantize(model, torch.randint(0, 256, (4, 3, 24, 24), dtype=torch.uint8))
+
+
+@pytest.fixture(scope="module")
+def images():
+    rng = np.random.default_rng(5)
+    found = rng.integers(0, 256, (4, 3, 24, 24)).astype(np.uint8)
+    found[2], found[3] = 0, rng.choice([0, 255], found[3].shape)
+    return found
+
+
+def answer(graph, images):
+    """The bytes that the runner should write."""
+    results = run(graph, torch.from_numpy(images))
+    rows = range(len(images))
+    return b"".join(results[name][i].numpy().tobytes() for i in rows for name in graph.outputs)
+
+
+def build_runner(folder, compiler, packages, artifact):
+    """The runner of an artifact, by its own build line."""
+    tvm_folder, ffi = packages["tvm"], packages["tvm_ffi"]
+    libraries = [tvm_folder / "lib", ffi / "lib"]
+    command = [*compiler, "-O2", "-Wall", "-Wextra", "-Werror", "-o", folder / "runner"]
+    command += [artifact / "runner.c", f"-I{ffi / 'include'}", *(f"-L{p}" for p in libraries)]
+    command += ["-Wl,--no-as-needed", "-ltvm_runtime", "-ltvm_ffi", "-Wl,--allow-shlib-undefined"]
+    command += ["-Wl,-rpath," + ":".join(map(str, libraries))]
+    subprocess.run(command, check=True)
+    return folder / "runner"
+
+
+def call(*command, stdin=None):
+    return subprocess.run([str(c) for c in command], capture_output=True, input=stdin, check=False)
+
+
+@pytest.fixture(scope="module")
+def here(graph, tmp_path_factory):
+    """A runner for this machine and an artifact that takes frames of a camera."""
+    if shutil.which("gcc") is None:
+        pytest.skip("gcc is not installed")
+    place = tmp_path_factory.mktemp("here")
+    artifact = tvm_backend.compile(graph, place / "artifact", input_layout="nhwc")
+    return build_runner(place, ["gcc"], HERE, artifact), artifact
+
+
+def test_frames_of_a_camera_give_the_integers_of_the_interpreter(here, graph, images, tmp_path):
+    runner, artifact = here
+    (tmp_path / "frames").write_bytes(images.transpose(0, 2, 3, 1).tobytes())
+    options = ["-t", "1", "-r", "3", "-o", tmp_path / "out"]
+    done = call(runner, *options, artifact, tmp_path / "frames")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out").read_bytes() == answer(graph, images)
+    lines = dict(line.split() for line in done.stderr.decode().splitlines())
+    assert lines["frames"] == "4"
+    assert 0 < float(lines["latency_min_ms"]) <= float(lines["latency_ms"])
+
+
+def test_frames_from_a_pipe_and_results_into_one(here, graph, images):
+    runner, artifact = here
+    frames = images.transpose(0, 2, 3, 1).tobytes()
+    done = call(runner, "-o", "-", artifact, "-", stdin=frames)
+    assert (done.returncode, done.stdout) == (0, answer(graph, images))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "frames", "message"),
+    [
+        (["-t", "0", "{}", "-"], b"", "error: -t needs a number of at least 1"),
+        (["-x", "1", "{}", "-"], b"", "error: unknown option -x"),
+        (["{}"], b"", "error: usage: runner"),
+        (["{}/absent", "-"], b"", "model.txt: is "),
+        (["{}", "/absent"], b"", "error: cannot open /absent"),
+        (["{}", "-"], b"", "error: - holds no frame"),
+        (["{}", "-"], b"12345", "error: the last frame has 5 bytes where 1728 are wanted"),
+    ],
+)
+def test_the_runner_says_what_is_wrong(here, arguments, frames, message):
+    runner, artifact = here
+    done = call(runner, *(a.replace("{}", str(artifact)) for a in arguments), stdin=frames)
+    assert done.returncode == 2
+    assert message in done.stderr.decode()
+
+
+def test_python_takes_either_layout(here, graph, images):
+    _, folder = here
+    manifest = read_manifest(folder)
+    assert manifest["input_layout"] == "nhwc"
+    assert manifest["inputs"][0]["shape"] == [1, 24, 24, 3]
+    assert manifest["graph_hash"] == graph.hash
+    artifact = tvm_backend.load(folder)
+    assert artifact.input_shape == (1, 3, 24, 24)
+    expected = run(graph, torch.from_numpy(images))
+    for name, value in artifact(images).items():
+        assert np.array_equal(value, expected[name].numpy())
+
+
+def test_an_unknown_layout_is_refused(graph, tmp_path):
+    with pytest.raises(GraphError, match=r"layout 'hwc' is none of nchw, nhwc"):
+        tvm_backend.compile(graph, tmp_path / "artifact", "portable", input_layout="hwc")
+
+
+def test_a_board_needs_no_torch(here, graph, images, tmp_path):
+    _, folder = here
+    np.save(tmp_path / "images.npy", images)
+    program = (
+        "import sys\n"
+        "sys.modules['torch'] = None\n"  # an import of it raises
+        "import numpy\n"
+        "from iqvit.tvm_backend import load\n"
+        f"results = load({str(folder)!r})(numpy.load({str(tmp_path / 'images.npy')!r}))\n"
+        f"numpy.save({str(tmp_path / 'out.npy')!r}, results['logits'])\n"
+    )
+    done = call(sys.executable, "-c", program)
+    assert done.returncode == 0, done.stderr
+    expected = run(graph, torch.from_numpy(images))["logits"].numpy()
+    assert np.array_equal(np.load(tmp_path / "out.npy"), expected)
+
+
+def cross_compiler():
+    try:
+        return linker.cross_compiler("aarch64")
+    except TargetError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="module")
+def for_arm(graph, tmp_path_factory):
+    """The artifacts for ARM that take frames of a camera, by target."""
+    cross_compiler()
+    place = tmp_path_factory.mktemp("arm")
+    return {
+        name: tvm_backend.compile(graph, place / name, name, input_layout="nhwc") for name in ARM
+    }
+
+
+@pytest.mark.parametrize("target", ARM)
+def test_libraries_for_arm_hold_no_float_instruction(target, graph, for_arm):
+    folder = for_arm[target]
+    found = machine_code(folder / "model.so")
+    assert (found.machine, found.found) == ("aarch64", ())
+    assert read_manifest(folder)["machine_code"]["float_instructions"] == 0
+    assert plain_nodes(plan(graph, TARGETS[target])) == []
+    if linker.machine() != "aarch64":
+        with pytest.raises(TargetError, match=rf"{target} on aarch64; this machine is x86_64"):
+            tvm_backend.load(folder)
+
+
+def test_without_a_cross_compiler_it_is_said_what_to_install(graph, tmp_path, monkeypatch):
+    if linker.machine() == "aarch64":
+        pytest.skip("this is ARM")
+    monkeypatch.setattr(linker.shutil, "which", lambda _: None)
+    monkeypatch.setattr(linker.importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(TargetError, match="pip install ziglang"):
+        tvm_backend.compile(graph, tmp_path / "artifact", "arm64-neon")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture(scope="module")
+def board(tmp_path_factory):
+    """`board(cpu, artifact, frames)`: what the runner writes on an emulated ARM."""
+    qemu = shutil.which("qemu-aarch64-static") or shutil.which("qemu-aarch64")
+    packages = {name: Path(os.environ.get("IQVIT_ARM_RUNTIME", "")) / name for name in HERE}
+    if qemu is None:
+        pytest.skip("qemu-aarch64 is not installed")
+    if not (SYSROOT / "lib").is_dir():
+        pytest.skip(f"there is no C library for ARM in {SYSROOT}")
+    if not (packages["tvm"] / "lib").is_dir():
+        pytest.skip("IQVIT_ARM_RUNTIME names no folder with TVM's runtime for ARM")
+    compiler = [part.replace("c++", "cc").replace("g++", "gcc") for part in cross_compiler()]
+    place = tmp_path_factory.mktemp("board")
+
+    def emulate(cpu, artifact, frames):
+        if not (place / "runner").exists():
+            build_runner(place, compiler, packages, artifact)
+        command = [qemu, "-cpu", cpu, "-L", SYSROOT, place / "runner", "-t", "2", "-o", "-"]
+        done = call(*command, artifact, "-", stdin=frames)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return emulate
+
+
+# A Cortex-A53 has no dot product.
+@pytest.mark.parametrize(
+    ("target", "cpu"),
+    [("arm64-i8mm", "max"), ("arm64-dotprod", "max"), ("arm64-neon", "cortex-a53")],
+)
+def test_arm_gives_the_integers_of_the_interpreter(target, cpu, board, graph, images, for_arm):
+    frames = images.transpose(0, 2, 3, 1).tobytes()
+    assert board(cpu, for_arm[target], frames) == answer(graph, images)
+
+
+def test_features_of_arm_are_what_the_targets_need():
+    assert missing_features(TARGETS["arm64-neon"].features, {"asimd"}) == []
+    assert missing_features(TARGETS["arm64-i8mm"].features, {"asimd"}) == ["asimddp", "i8mm"]
