@@ -118,7 +118,7 @@ class _Region:
 
     def _weighed(self) -> list[fx.Node]:
         """What is joined of all levels, one piece each, samples last."""
-        joined = [n for n in self.nodes if is_call(n, aten.cat, aten.concat)]
+        joined = [n for n in self.nodes if is_call(n, aten.cat, aten.concat, aten.stack)]
         for node in joined:
             if all(any(s in _ancestors(p, []) for s in self.samplers) for p in operands(node)[0]):
                 return list(operands(node)[0])
