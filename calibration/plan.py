@@ -204,6 +204,12 @@ def read_bounded(plan: Plan, node: fx.Node) -> bool:
     return bool(readers) and all(plan.approximation(u) in BOUNDED_FORMS for u in readers)
 
 
+def read_by_relu(node: fx.Node) -> bool:
+    """Whether nothing but ReLUs read a value, which may then saturate at 0 before them."""
+    readers = [u.op == "call_function" and op_of(u).name == "relu" for u in node.users]
+    return bool(readers) and all(readers)
+
+
 def known_range(nodes: list[fx.Node]) -> float | None:
     """The largest absolute value that a group of nodes of one form needs to hold, where operators
     say it: those that make the values, or sigmoids if nothing else reads them."""

@@ -22,6 +22,7 @@ from iqvit.calibration.plan import (
     known_range,
     one_sided,
     read_bounded,
+    read_by_relu,
     reads_narrow,
     reads_symmetric,
     values,
@@ -130,7 +131,8 @@ class Sweep:
             (self._settings(n) for n in nodes if op_of(n).name not in LAYOUT),
             self._settings(nodes[0]),
         )
-        seen = [self.observers[node.name] for node in nodes]
+        # Of what only a ReLU reads, the negative values need no integers.
+        seen = [self.observers[node.name] for node in nodes if not read_by_relu(node)]
         readers = [(u, n) for n in nodes for u in n.users if u.op == "call_function"]
         signed = any(reads_symmetric(u, self._settings(u), n) for u, n in readers) or not readers
         least = least_scale(nodes)

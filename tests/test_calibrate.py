@@ -8,6 +8,7 @@ import iqvit
 from iqvit.calibration.calibrate import observe
 from iqvit.calibration.equalise import channel_qparams, output_error, row_qparams, search
 from iqvit.calibration.plan import make_plan
+from iqvit.calibration.quantize import quantize_canonical
 from iqvit.calibration.recipe import Recipe, Rule, Settings
 from iqvit.calibration.weights import round_gptq, round_nearest, weight_scale
 from iqvit.errors import DataError
@@ -78,6 +79,34 @@ def test_weight_scales():
     assert weight_scale(torch.zeros(2, 2), 8, "channel")[:, 0].tolist() == pytest.approx(
         [1 / 127] * 2
     )
+
+
+# What is read
+
+
+class Rectified(nn.Module):
+    """A convolution behind a ReLU; its own output may be read by others too."""
+
+    def __init__(self, shared: bool) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 1)
+        self.shared = shared
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.first(x)
+        z = self.second(y.relu())
+        return z + self.second(y) if self.shared else z
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_before_a_relu_alone_all_levels_are_positive(shared, images):
+    torch.manual_seed(0)
+    captured = iqvit.capture(Rectified(shared).eval(), (1, 3, 16, 16), **HALF)
+    graph = quantize_canonical(iqvit.canonicalize(captured), images)
+    node = graph["first_conv2d"]
+    assert node.type.dtype == "uint8"
+    assert node.qparams is not None
+    assert (float(node.qparams.zero_point) == 0) != shared
 
 
 # Equalisation
