@@ -167,11 +167,14 @@ def test_predict_draws_and_lists_the_same(place, tmp_path):
     assert (content["height"], content["width"]) == (70, 100)
     assert 0 < len(content["detections"]) < 60
     assert all(row["label"] == LABELS[row["class"]] for row in content["detections"])
-    with Image.open(tmp_path / "artifact" / "1.boxes.png") as picture:
-        drawn = np.asarray(picture.convert("RGB"))
-    with Image.open(image) as before:
-        assert drawn.shape == (70, 100, 3)
-        assert (drawn != np.asarray(before.convert("RGB"))).any()
+    arguments = ["predict", str(place / "boxes.iqv"), image, "-o", str(tmp_path), "--score", "1"]
+    assert main(arguments) == 0
+    assert json.loads((tmp_path / "1.boxes.json").read_text())["detections"] == []
+    with Image.open(tmp_path / "artifact" / "1.boxes.png") as drawn:
+        with Image.open(tmp_path / "1.boxes.png") as plain:
+            # A small image is drawn on several times its size.
+            assert drawn.size == plain.size == (400, 280)
+            assert (np.asarray(drawn) != np.asarray(plain)).any()
 
 
 @pytest.mark.parametrize(

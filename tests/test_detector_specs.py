@@ -88,7 +88,7 @@ def test_fresh_ones():
     assert (len(coco_labels()), coco_labels()[-1]) == (80, "toothbrush")
 
 
-def transformers_folder(folder, queries=20):
+def transformers_folder(folder, queries=20, version="V2"):
     transformers = pytest.importorskip("transformers")
     backbone = transformers.RTDetrResNetConfig(
         embedding_size=16,
@@ -97,7 +97,7 @@ def transformers_folder(folder, queries=20):
         layer_type="basic",
         out_features=["stage2", "stage3", "stage4"],
     )
-    config = transformers.RTDetrV2Config(
+    config = getattr(transformers, f"RTDetr{version}Config")(
         backbone_config=backbone,
         encoder_in_channels=[16, 24, 32],
         encoder_hidden_dim=32,
@@ -114,7 +114,7 @@ def transformers_folder(folder, queries=20):
         id2label={0: "ball", 1: "box"},
     )
     torch.manual_seed(0)
-    model = transformers.RTDetrV2ForObjectDetection(config).eval()
+    model = getattr(transformers, f"RTDetr{version}ForObjectDetection")(config).eval()
     model.save_pretrained(folder)
     processor = {"do_normalize": False, "image_mean": [0.4] * 3, "image_std": [0.2] * 3}
     processor |= {"resample": 2, "size": {"height": 64, "width": 96}}
@@ -122,8 +122,9 @@ def transformers_folder(folder, queries=20):
     return model
 
 
-def test_transformers_folder(tmp_path):
-    theirs = transformers_folder(tmp_path)
+@pytest.mark.parametrize("version", ["", "V2"])
+def test_transformers_folder(tmp_path, version):
+    theirs = transformers_folder(tmp_path, version=version)
     theirs.config.anchor_image_size = None
     model = load_model(f"transformers:{tmp_path}")
     assert (model.task, model.labels, model.input_shape) == (
@@ -143,6 +144,8 @@ def test_transformers_folder(tmp_path):
     captured = capture(model.module, model.input_shape, mean=model.mean, std=model.std)
     assert captured.output_names == ("boxes", "scores", "labels")
     canonical = canonicalize(captured)
+    called = [n for n in canonical.module.graph.nodes if n.op == "call_function"]
+    assert [OPS[n.target].name for n in called].count("deformable_attention") == 2
     with torch.no_grad():
         torch.testing.assert_close(tuple(canonical(x).values()), tuple(found), atol=1e-4, rtol=1e-4)
     with pytest.raises(ModelError, match="64x100 is not a multiple of 32"):
