@@ -73,6 +73,7 @@ USUAL = (
 )
 SCORES = ("mAP", "AP50", "AP75", "agreement", "images")
 COSTS = ("params", "macs", "file_bytes", "float_products", "float_macs_share", "float_ops")
+TIMES = ("latency_ms", "latency_p90_ms", "fps")
 NO_FLOAT = {"float_products": 0, "float_macs_share": 0.0, "float_ops": 0}
 """Of iqvit's own libraries: a program with any float does not compile."""
 
@@ -158,7 +159,7 @@ def detection_peers(
     The calibration images are those of `iqvit quantize --calib CALIB_DIR --images N --seed S`. The
     scores are those of `iqvit eval coco`, agreement is with PyTorch float32. Every peer takes a
     normalised float32 image and gives boxes, scores and labels, iqvit takes the uint8 image.
-    Latencies are medians of one image, all models taking turns; p90 and least are in --json.
+    Latencies are medians and 90th percentiles of one image, all models taking turns.
     float_products, float_macs_share (percent) and float_ops: matrix products and convolutions,
     their multiply-accumulates, and other operators that the runtime runs in float; which ones is
     in --json. `decoder-float`: all behind the encoder is left in float.
@@ -187,7 +188,7 @@ def detection_peers(
         rows = compare(jobs, rate, counts, 0 if no_time else runs, report, "mAP")
     write_rows(json, spec, seed, rows)
     scores = () if found is None else SCORES
-    times = () if no_time else tuple(f"{k}@{c}" for c in counts for k in ("latency_ms", "fps"))
+    times = () if no_time else tuple(f"{key}@{c}" for c in counts for key in TIMES)
     show(rows, ("peer", *scores, *COSTS, *times))
 
 

@@ -46,6 +46,12 @@ def carded(num_classes=4):
     return Net(Sizes(num_classes)), {"input_size": 32, "mean": (0, 0, 0), "std": [1, 1, 1],
                                      "crop_pct": 0.8, "labels": ["a", "b", "c", "d"]}
 
+def mapped():
+    return Net(Sizes(2)), {"input_size": 32, "task": "segmentation"}
+
+def tasked():
+    return Net(Sizes(2)), {"task": "tracking"}
+
 def misspelt():
     return Net(Sizes(2)), {"inputsize": 32}
 
@@ -235,6 +241,7 @@ def test_the_users_own_function(user):
     x = torch.full((1, 3, 32, 32), 255, dtype=torch.uint8)
     torch.testing.assert_close(carded.normalise(x), torch.ones(1, 3, 32, 32))
     assert load_model(f"{user}:carded", num_classes=4).name == f"{user}:carded"
+    assert (carded.task, load_model(f"{user}:mapped").task) == ("classification", "segmentation")
 
 
 @pytest.mark.parametrize(
@@ -244,6 +251,7 @@ def test_the_users_own_function(user):
         ("plain", {"num_classes": 3}, "takes no argument `num_classes`"),
         ("carded", {"num_classes": 3}, "4 labels for 3 classes"),
         ("misspelt", {}, "preprocessing has no inputsize"),
+        ("tasked", {}, "task 'tracking' is none of classification, segmentation, detection"),
         ("needy", {}, "needs arguments that are not given: path"),
         ("nothing", {}, "returned NoneType"),
     ],
