@@ -1,6 +1,7 @@
 """The comparisons with other toolchains: what they count, and what happens where a peer fails."""
 
 import re
+from contextlib import ExitStack
 
 import pytest
 import torch
@@ -202,3 +203,46 @@ def test_answers_are_remembered_by_the_pixels():
     one, two = torch.zeros(1, 3, 2, 2, dtype=torch.uint8), torch.ones(1, 3, 2, 2, dtype=torch.uint8)
     assert [recall(one), recall(two), recall(one.clone())] == [0, 12, 0]
     assert len(asked) == 2
+
+
+@pytest.mark.slow
+def test_integers_up_to_the_maps_then_the_float_decoder(tmp_path):
+    from mixed_detector import MAPS, Mixed, in_pytorch
+    from toolchains import Workshop
+
+    from iqvit.calibration.recipe import Recipe
+    from iqvit.interpret import run
+    from iqvit.models.float_model import FloatModel
+    from iqvit.models.initialise import normalise_layers
+    from iqvit.models.rtdetr.config import ResNetConfig, rtdetr_vit_tiny
+    from iqvit.models.rtdetr.model import Detections, RTDetr
+    from iqvit.serialize import load
+
+    backbone = ResNetConfig(stem=8, channels=(8, 12, 16, 24), depths=(1, 1, 1, 1))
+    sizes = {"image_size": (64, 96), "classes": 3, "width": 32, "queries": 10}
+    images = torch.randint(0, 256, (3, 3, 64, 96), generator=torch.Generator().manual_seed(0))
+    images = images.to(torch.uint8)
+    with torch.random.fork_rng(devices=[]), ExitStack() as stack:
+        torch.manual_seed(0)
+        detector = RTDetr(rtdetr_vit_tiny(backbone=backbone, **sizes)).eval()
+        normalise_layers(detector, images / 255)
+        mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+        module = Detections(detector, 20).eval()
+        model = FloatModel(
+            module, "small", (1, 3, 64, 96), mean, std, (64, 96), "squash", task="detection"
+        )
+        mixed = Mixed(Workshop(model, images, 3, tmp_path), Recipe(), stack, lambda *_: None)
+        found = mixed.subject("mixed", in_pytorch).outputs(images)
+        program = load(mixed.folder / "encoder.iqv")
+    maps = {name: program[node].qparams for name, node in program.outputs.items()}
+    assert len(maps) == len(MAPS)
+    values = run(program, images)
+    real = [qparams.dequantize(values[name]).float() for name, qparams in maps.items()]
+    with torch.no_grad():
+        wanted = detector.features(images / 255)
+        logits = detector.decoder(real)[1]
+    for part, other in zip(real, wanted, strict=True):
+        # Quantisation noise of a small random network; a wrong scale or order gives 1 or more.
+        assert (part - other).square().mean() < 0.1 * other.square().mean()
+    best = logits.flatten(1).topk(20, dim=1).values.sigmoid()
+    torch.testing.assert_close(found["scores"], best, atol=1e-4, rtol=0)
