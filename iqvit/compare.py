@@ -125,6 +125,7 @@ def compare(
     images: torch.Tensor | Iterable[torch.Tensor],
     *,
     same_choices: bool = False,
+    on_outputs: Callable[[dict[str, torch.Tensor], dict[str, torch.Tensor]], None] | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Comparison:
     """Run both on `images` and measure every integer node that stands for a float node.
@@ -132,9 +133,10 @@ def compare(
     images: uint8 `[N, C, H, W]`, or an iterable of such batches. Nodes without a scale, indices and
     the image itself have no row. same_choices: let the float model go on with the rows that the
     program's `topk` has chosen; otherwise a detector's queries, of which some differ or stand in
-    another order, are compared with each other. progress: called as `progress("comparing", done,
-    total)`. Raises `DataError` for images of another shape or type, or none; `GraphError` where the
-    graph was not made from this model.
+    another order, are compared with each other. on_outputs: given, for every image, the outputs by
+    name of the float model and those of the program, in integers. progress: called as
+    `progress("comparing", done, total)`. Raises `DataError` for images of another shape or type, or
+    none; `GraphError` where the graph was not made from this model.
     """
     given = [images] if isinstance(images, torch.Tensor) else list(images)
     for batch in given:
@@ -158,6 +160,8 @@ def compare(
     measured = (*pairs, *outputs.values())
     choices = {node.origin: node.name for node in nodes if isinstance(node.op, TopK)}
     wanted = {pair.origin for pair in (*measured, *maps.values())}
+    given_on = model.outputs if on_outputs is not None else {}
+    wanted |= {node.name for node in given_on.values()}
     unknown = wanted - {node.name for node in model.module.graph.nodes}
     if unknown:
         raise GraphError(
@@ -174,6 +178,9 @@ def compare(
             pair.add(exact[pair.origin], integers[pair.node.name])
         for map_ in maps.values():
             map_.add(exact[map_.origin], integers[map_.node])
+        if on_outputs is not None:
+            exact_outputs = {name: exact[node.name] for name, node in given_on.items()}
+            on_outputs(exact_outputs, {name: integers[name] for name in graph.outputs})
     if progress is not None:
         progress("comparing", len(singles), len(singles))
     total = [pair.sums for pair in outputs.values()]

@@ -60,6 +60,16 @@ def test_the_output_is_what_dequantising_it_says(canonical, graph, images):
     assert last.largest_steps == pytest.approx(float(steps), rel=1e-3)
 
 
+def test_outputs_are_given_image_by_image(canonical, graph, images):
+    seen = []
+    iqvit.compare(canonical, graph, images, on_outputs=lambda *pair: seen.append(pair))
+    assert len(seen) == 3
+    for image, (exact, integers) in zip(images.split(1), seen, strict=True):
+        wanted = canonical((image / 255 - 0.5) / 0.5)["logits"]
+        torch.testing.assert_close(exact["logits"], wanted)
+        assert torch.equal(integers["logits"], iqvit.run(graph, image)["logits"])
+
+
 def test_the_worst_node_is_the_one_that_was_spoiled(canonical, graph, images):
     # A scale that is metadata only: the integers stay, what they are said to mean is doubled.
     spoiled = "blocks_0_mlp_fc1_linear"
