@@ -10,6 +10,7 @@ from iqvit.ops.base import Op
 from iqvit.ops.concat import Concat
 from iqvit.ops.conv2d import Conv2d
 from iqvit.ops.deform_attention import DeformAttention
+from iqvit.ops.grid_sample import GridSample
 from iqvit.ops.l2_normalize import L2Normalize
 from iqvit.ops.lambda_shiftgelu import LambdaShiftGelu
 from iqvit.ops.layernorm import LayerNorm
@@ -37,6 +38,7 @@ from iqvit.tvm_backend.kernels.conv import channels_last
 from iqvit.tvm_backend.kernels.copies import concat, strided_copy, take_rows
 from iqvit.tvm_backend.kernels.deform import deform_attention
 from iqvit.tvm_backend.kernels.elementwise import elementwise
+from iqvit.tvm_backend.kernels.grid_sample import grid_sample
 from iqvit.tvm_backend.kernels.isa import Isa
 from iqvit.tvm_backend.kernels.l2_normalize import l2_normalize
 from iqvit.tvm_backend.kernels.layernorm import layernorm
@@ -64,6 +66,7 @@ FAST: dict[type[Op], Callable[[IntGraph, Group, Isa], Call | None]] = {
     Conv2d: patch_embedding,
     L2Normalize: l2_normalize,
     DeformAttention: deform_attention,
+    GridSample: grid_sample,
     Matmul: matmul,
     UpsampleBilinear: class_map,
     Permute: strided_copy,

@@ -2,7 +2,6 @@
 samples, then every cell that they read in vectors across the channels."""
 
 from dataclasses import dataclass
-from typing import Any
 
 from iqvit.ops.taps import cell_taps, centre
 from iqvit.tvm_backend.kernels.exponential import Exp2Scalars, emit_exp2
@@ -19,11 +18,11 @@ from iqvit.tvm_backend.kernels.integers import (
     widen,
 )
 from iqvit.tvm_backend.kernels.isa import Isa
+from iqvit.tvm_backend.kernels.sampling import VectorLib
 from iqvit.tvm_backend.kernels.script import Buffer, Expr, IRBuilder, PrimFunc, T
 from iqvit.tvm_backend.kernels.vector import (
     HALVES,
     function_attributes,
-    lanes_of,
     limits,
     pieces,
     span,
@@ -65,23 +64,6 @@ class Problem:
     def vectors(self, isa: Isa) -> int:
         """Vectors of lanes that hold the samples of a head."""
         return -(-self.samples // isa.lanes)
-
-
-class VectorLib:
-    """What `iqvit.ops.taps` needs to know of int32 vectors."""
-
-    @staticmethod
-    def clamp(x: Any, lo: Any, hi: Any) -> Any:
-        return keep(T.max(T.min(x, _like(x, hi)), _like(x, lo)))
-
-    @staticmethod
-    def where_equal(a: Any, b: Any, x: Any) -> Any:
-        return keep(T.Select(a == b, _like(a, x), _like(a, 0)))
-
-
-def _like(vector: Expr, value: Expr | int) -> Expr:
-    """The value as a vector of as many lanes."""
-    return splat(value, "int32", lanes_of(vector)) if isinstance(value, int) else value
 
 
 @dataclass(frozen=True)
