@@ -89,22 +89,23 @@ def rows(
     only: str,
     columns: tuple[str, ...],
     score: Callable[[Artifact, IntGraph], dict[str, Any]],
+    folder: Path = RECIPES,
 ) -> dict[str, object]:
     """One Markdown row for each recipe, printed as it comes; all metrics as `NAME@RECIPE`."""
-    names = only.split(",") if only else sorted(path.stem for path in RECIPES.glob("*.toml"))
+    names = only.split(",") if only else sorted(path.stem for path in folder.glob("*.toml"))
     found: dict[str, object] = dict(machine())
     for name in names:
         begun = time.perf_counter()
         try:
-            calibrated = calibrate(canonical, [calibration], load_recipe(RECIPES / f"{name}.toml"))
+            calibrated = calibrate(canonical, [calibration], load_recipe(folder / f"{name}.toml"))
             seconds = time.perf_counter() - begun
             graph = convert(canonical, calibrated)
         except OverflowProofError as error:
             print(f"| {name} | does not build: {str(error).splitlines()[0]} |", flush=True)
             continue
-        with tempfile.TemporaryDirectory() as folder:
-            row = score(load(compile_library(graph, Path(folder) / "artifact")), graph)
-        cells = " | ".join(f"{row[column]:.2f}" for column in columns)
+        with tempfile.TemporaryDirectory() as made:
+            row = score(load(compile_library(graph, Path(made) / "artifact")), graph)
+        cells = " | ".join("" if row[c] is None else f"{row[c]:.2f}" for c in columns)
         print(f"| {name} | {cells} | {seconds:.0f} |", flush=True)
         found |= {f"{key}@{name}": value for key, value in row.items()}
     return found
