@@ -41,13 +41,22 @@ def bench(
     profile: Annotated[
         bool, typer.Option("--profile", help="Also where the time of each artifact goes.")
     ] = False,
+    rpc: Annotated[
+        str | None,
+        typer.Option(
+            "--rpc",
+            metavar="HOST:PORT",
+            help="Time artifacts on the board whose `python -m tvm.exec.rpc_server` listens there.",
+        ),
+    ] = None,
     json: Json = None,
 ) -> None:
     """Latency and speed of models that take turns, so that all meet the same clock and load.
 
     \b
-    Example:
+    Examples:
       iqvit bench artifact/ timm:vit_tiny_patch16_224 --threads 1,2
+      iqvit bench board/ --rpc 192.168.0.7:9090
 
     One image a run. latency_ms is the median, latency_p90_ms the 90th percentile; gmacs_per_s are
     10^9 multiply-accumulates a second; peak_share is how much that is, in percent, of what this
@@ -61,6 +70,9 @@ def bench(
         raise DataError("the same model is named twice")
     from iqvit.eval.bench import machine
 
+    if rpc is not None:
+        _bench_board(models, rpc, counts, runs, profile, json)
+        return
     with ExitStack() as stack, screen.progress() as report:
         opened = [
             open_for_timing(model, stack, report, (weights, input_size, classes))
@@ -77,6 +89,19 @@ def bench(
     for name, found in times.items():
         print()
         screen.table(("function", "calls", "ms", "share"), found, f"Where the time of {name} goes")
+
+
+def _bench_board(
+    models: list[str], address: str, counts: list[int], runs: int, profile: bool, json: Path | None
+) -> None:
+    from iqvit.commands.bench_board import measure_board
+
+    if profile:
+        raise DataError("--profile looks into libraries that run here; leave it out with --rpc")
+    with screen.progress() as report:
+        rows = measure_board(models, address, counts, runs, report)
+    write_metrics(json, {**flat(rows), "board": address})
+    screen.table(COLUMNS, [[row.get(column) for column in COLUMNS] for row in rows])
 
 
 def open_for_timing(
@@ -152,6 +177,13 @@ def flat(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return found
 
 
+def library_shape(folder: Path) -> tuple[int, ...]:
+    """The shape of an image as the library takes it, channels first or last."""
+    from iqvit.tvm_backend.artifact import read_manifest
+
+    return tuple(read_manifest(folder)["inputs"][0]["shape"])
+
+
 def profiles(subjects: Sequence[Subject], threads: int) -> dict[str, list[tuple[Any, ...]]]:
     """The profile by function of every library among the subjects."""
     from iqvit.tvm_backend.profile import profile_artifact
@@ -164,7 +196,7 @@ def profiles(subjects: Sequence[Subject], threads: int) -> dict[str, list[tuple[
     return {
         subject.name: [
             (row.function, row.calls, row.ms, row.share)
-            for row in profile_artifact(subject.folder, subject.input_shape)
+            for row in profile_artifact(subject.folder, library_shape(subject.folder))
         ]
         for subject in libraries
         if subject.folder is not None
