@@ -127,6 +127,19 @@ def test_every_recipe_of_the_folder_builds(made, images):
         assert sorted(iqvit.run(graph, images[2:])) == ["boxes", "labels", "scores"]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["portable", "host"])
+def test_the_library_gives_the_same_bits(canonical, images, target, tmp_path):
+    tvm_backend = pytest.importorskip("iqvit.tvm_backend")
+    parts = [load_recipe(FOLDER / f"{n}.toml") for n in ("boxes_12", "scores_8")]
+    narrow = {"deformable_attention": {"fraction_bits": 2, "probability_bits": 8}}
+    recipe = Recipe(operators=narrow, rules=tuple(rule for part in parts for rule in part.rules))
+    graph = quantize_canonical(canonical, images[:2], recipe)
+    expected = iqvit.run(graph, images)
+    found = tvm_backend.load(tvm_backend.compile(graph, tmp_path / "made", target))(images)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
 def test_widths_that_an_operator_cannot_have(canonical, images):
     recipe = Recipe(operators={"layer_norm": {"bits": 12}})
     with pytest.raises(RecipeError, match=r"bits = 12 is for add, conv2d, linear, sigmoid, tanh"):
