@@ -61,7 +61,9 @@ def known_settings(name: str) -> dict[str, Any] | None:
     }
 
 
-def fit_to_size(config: Any, processor: dict[str, Any], request: Request, name: str) -> Any:
+def fit_to_size(
+    config: Any, processor: dict[str, Any], request: Request, name: str
+) -> tuple[int, int]:
     """(height, width) of the input: what is asked for, else the image processor's.
 
     Anchors and position embeddings that `config` fixes for another size are made for this one
@@ -70,7 +72,7 @@ def fit_to_size(config: Any, processor: dict[str, Any], request: Request, name: 
     """
     stated = processor["size"]
     stated = {} if not isinstance(stated, dict) else stated
-    size = request.input_size or (stated.get("height"), stated.get("width"))
+    size: Any = request.input_size or (stated.get("height"), stated.get("width"))
     if not all(isinstance(side, int) and side > 0 for side in size):
         raise ModelError(
             f"transformers:{name}: preprocessing to the size {processor['size']} is not supported; "
