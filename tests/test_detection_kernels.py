@@ -8,7 +8,7 @@ from tvm import relax
 
 from iqvit.intgraph import GraphBuilder, Node
 from iqvit.inttype import LIMITS, IntType, QParams, constant_type
-from iqvit.ops import Concat, DeformAttention, Multiply, Rectified, TakeRows, TopK
+from iqvit.ops import Concat, DeformAttention, GridSample, Multiply, Rectified, TakeRows, TopK
 from iqvit.ops.base import Op
 from iqvit.ops.input import Input
 from iqvit.tvm_backend.fuse import Group
@@ -188,6 +188,28 @@ def test_deformable_attention_of_step_factors_beyond_int32_is_left_to_the_plain_
     node = Node("out", wide, tuple(nodes), full("int8", 1, 7, 32))
     isa = TARGETS["x86-avx2"].isa
     assert FAST[DeformAttention](Loose(nodes), Group(node), isa) is None
+
+
+@targets
+@pytest.mark.parametrize(
+    ("kind", "size", "places", "grid", "mode", "fraction", "dtype"),
+    [
+        ("int8", (7, 5), (3, 37), "int16", "bilinear", 8, "int8"),
+        ("int16", (1, 9), (1, 16), "int32", "bilinear", 4, "int16"),
+        ("uint8", (6, 1), (5, 1), "int8", "nearest", 0, "uint8"),
+    ],
+)
+def test_grid_sample(kind, size, places, grid, mode, fraction, dtype, target):
+    rng = np.random.default_rng(0)
+    step = {"int8": 2.0**-6, "int16": 2.0**-14, "int32": 2.0**-30}[grid]  # -2..2: half is outside
+    scales = QParams.of(0.02, -5), QParams.of(step, 3), QParams.of(0.023, 9)
+    op = GridSample.of(size, *scales, dtype, mode, fraction)
+    types = [full(kind, 1, 3, *size), full(grid, 1, *places, 2)]
+    kernel = Kernel(op, types, target)
+    x, at = (drawn(rng, t) for t in types)
+    kernel.check(x, at)
+    kernel.check(x, np.full_like(at, types[1].lo))
+    kernel.check(rng.choice(np.array(LIMITS[kind], kind), x.shape), at // 2)
 
 
 @targets
