@@ -16,20 +16,30 @@ import pytest
 import torch
 import tvm
 import tvm_ffi
+from tvm import relax
 
 from iqvit import tvm_backend
 from iqvit.calibration.quantize import quantize
 from iqvit.errors import GraphError, TargetError
 from iqvit.interpret import run
+from iqvit.intgraph import GraphBuilder, Node
 from iqvit.models.vit import ViT, ViTConfig
+from iqvit.ops.base import REGISTRY
+from iqvit.ops.input import Input
 from iqvit.tvm_backend import linker
-from iqvit.tvm_backend.artifact import read_manifest
+from iqvit.tvm_backend.artifact import read_manifest, tensors_text
+from iqvit.tvm_backend.fuse import Group
+from iqvit.tvm_backend.lower import Lowering
 from iqvit.tvm_backend.machine_code import machine_code
-from iqvit.tvm_backend.plan import plain_nodes, plan
+from iqvit.tvm_backend.pipeline import build
+from iqvit.tvm_backend.plan import FAST, Step, plain_nodes, plan
 from iqvit.tvm_backend.targets import TARGETS, missing_features
 
 SYSROOT = Path("/usr/aarch64-linux-gnu")
 HERE = {"tvm": Path(tvm.__file__).parent, "tvm_ffi": Path(tvm_ffi.__file__).parent}
+SOURCE = Path(tvm_backend.__path__[0]) / "runner" / "runner.c"
+# A Cortex-A53 has no dot product.
+CPUS = {"arm64-i8mm": "max", "arm64-dotprod": "max", "arm64-neon": "cortex-a53"}
 ARM = [name for name, target in TARGETS.items() if target.machine == "aarch64"]
 
 
@@ -56,12 +66,12 @@ def answer(graph, images):
     return b"".join(results[name][i].numpy().tobytes() for i in rows for name in graph.outputs)
 
 
-def build_runner(folder, compiler, packages, artifact):
-    """The runner of an artifact, by its own build line."""
+def build_runner(folder, compiler, packages):
+    """The runner, by its own build line."""
     tvm_folder, ffi = packages["tvm"], packages["tvm_ffi"]
     libraries = [tvm_folder / "lib", ffi / "lib"]
     command = [*compiler, "-O2", "-Wall", "-Wextra", "-Werror", "-o", folder / "runner"]
-    command += [artifact / "runner.c", f"-I{ffi / 'include'}", *(f"-L{p}" for p in libraries)]
+    command += [SOURCE, f"-I{ffi / 'include'}", *(f"-L{p}" for p in libraries)]
     command += ["-Wl,--no-as-needed", "-ltvm_runtime", "-ltvm_ffi", "-Wl,--allow-shlib-undefined"]
     command += ["-Wl,-rpath," + ":".join(map(str, libraries))]
     subprocess.run(command, check=True)
@@ -79,7 +89,7 @@ def here(graph, tmp_path_factory):
         pytest.skip("gcc is not installed")
     place = tmp_path_factory.mktemp("here")
     artifact = tvm_backend.compile(graph, place / "artifact", input_layout="nhwc")
-    return build_runner(place, ["gcc"], HERE, artifact), artifact
+    return build_runner(place, ["gcc"], HERE), artifact
 
 
 def test_frames_of_a_camera_give_the_integers_of_the_interpreter(here, graph, images, tmp_path):
@@ -210,7 +220,7 @@ def board(tmp_path_factory):
 
     def emulate(cpu, artifact, frames):
         if not (place / "runner").exists():
-            build_runner(place, compiler, packages, artifact)
+            build_runner(place, compiler, packages)
         command = [qemu, "-cpu", cpu, "-L", SYSROOT, place / "runner", "-t", "2", "-o", "-"]
         done = call(*command, artifact, "-", stdin=frames)
         assert done.returncode == 0, done.stderr
@@ -219,14 +229,106 @@ def board(tmp_path_factory):
     return emulate
 
 
-# A Cortex-A53 has no dot product.
-@pytest.mark.parametrize(
-    ("target", "cpu"),
-    [("arm64-i8mm", "max"), ("arm64-dotprod", "max"), ("arm64-neon", "cortex-a53")],
-)
-def test_arm_gives_the_integers_of_the_interpreter(target, cpu, board, graph, images, for_arm):
+@pytest.mark.parametrize("target", ARM)
+def test_arm_gives_the_integers_of_the_interpreter(target, board, graph, images, for_arm):
     frames = images.transpose(0, 2, 3, 1).tobytes()
-    assert board(cpu, for_arm[target], frames) == answer(graph, images)
+    assert board(CPUS[target], for_arm[target], frames) == answer(graph, images)
+
+
+class Loose:
+    """Nodes without the rule that a graph has one image: what a kernel needs of a graph."""
+
+    def __init__(self, nodes):
+        self.nodes = nodes
+
+    def __getitem__(self, name):
+        return self.nodes[name]
+
+    def types_of(self, node):
+        return [self.nodes[name].type for name in node.inputs]
+
+
+def one_node(sample):
+    """A graph of a sample's operator alone, that node, and its operands."""
+    builder = GraphBuilder()
+    values = []
+    for i, kind in enumerate(sample.inputs):
+        if kind.value is None:
+            node = Node(f"x{i}", Input(kind.shape), (), kind)
+            builder.nodes[node.name] = node
+        else:
+            node = builder.constant(f"c{i}", kind.value)
+        values.append(node)
+    return Loose(builder.nodes), builder.add("out", sample.op, values), values
+
+
+def samples_library(target, folder):
+    """Every sample that a fast kernel takes, in one library; the samples and their free inputs."""
+    builder, functions, taken = relax.BlockBuilder(), {}, []
+    for name in sorted(op.NAME for op in FAST if op.NAME):
+        for sample in REGISTRY[name].samples():
+            graph, node, values = one_node(sample)
+            call = FAST[type(sample.op)](graph, Group(node), target.isa)
+            if call is not None:
+                free = [value for value in values if value.type.value is None]
+                taken.append((sample, graph, Step(Group(node), call), free))
+    tensors = [
+        [relax.Var(f"s{i}_{n.name}", relax.TensorType(n.type.shape, n.type.dtype)) for n in free]
+        for i, (_, _, _, free) in enumerate(taken)
+    ]
+    with builder.function("main", [variable for row in tensors for variable in row]):
+        with builder.dataflow():
+            results = []
+            for (_, graph, step, free), row in zip(taken, tensors, strict=True):
+                known = {node.name: variable for node, variable in zip(free, row, strict=True)}
+                lowering = Lowering(graph, builder, known, functions)
+                lowering.emit(step)
+                results.append(lowering.values["out"])
+            everything = builder.emit_output(relax.Tuple(results))
+        builder.emit_func_output(everything)
+    folder.mkdir()
+    link = linker.linker(target.machine, folder)
+    build(builder.get(), target).export_library(str(folder / "model.so"), fcompile=link)
+    kinds = [node.type for _, _, _, free in taken for node in free]
+    outs = [step.group.head.type for _, _, step, _ in taken]
+    described = {
+        key: [{"name": "t", "dtype": k.dtype, "shape": k.shape} for k in listed]
+        for key, listed in (("inputs", kinds), ("outputs", outs))
+    }
+    (folder / "model.txt").write_text(tensors_text(described))
+    return [(sample, free) for sample, _, _, free in taken]
+
+
+def draw(kind, mode, rng):
+    if mode == "extreme":
+        return rng.choice([kind.lo, kind.hi], kind.shape).astype(kind.dtype)
+    return rng.integers(kind.lo, kind.hi + 1, kind.shape).astype(kind.dtype)
+
+
+@pytest.mark.parametrize("target", ARM)
+def test_every_kernel_on_arm_gives_the_integers_of_its_operator(target, board, tmp_path):
+    taken = samples_library(TARGETS[target], tmp_path / "samples")
+    assert machine_code(tmp_path / "samples" / "model.so").found == ()
+    assert {sample.op.NAME for sample, _ in taken} >= {"attention", "layernorm", "linear"}
+    rng = np.random.default_rng(0)
+    frames = b""
+    expected = []
+    for mode in ("random", "extreme", "random"):
+        for sample, free in taken:
+            drawn = {node.name: draw(node.type, mode, rng) for node in free}
+            frames += b"".join(value.tobytes() for value in drawn.values())
+            args = [
+                torch.from_numpy(drawn[f"x{i}"] if kind.value is None else kind.value.copy())
+                for i, kind in enumerate(sample.inputs)
+            ]
+            expected.append((sample, sample.op.run(*args).numpy()))
+    written = board(CPUS[target], tmp_path / "samples", frames)
+    at = 0
+    for sample, value in expected:
+        found = np.frombuffer(written, value.dtype, value.size, at).reshape(value.shape)
+        np.testing.assert_array_equal(found, value, err_msg=str(sample.op))
+        at += value.nbytes
+    assert at == len(written)
 
 
 def test_features_of_arm_are_what_the_targets_need():

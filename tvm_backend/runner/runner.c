@@ -30,7 +30,7 @@
 #include <time.h>
 #include <tvm/ffi/c_api.h>
 
-enum { MOST_TENSORS = 16, MOST_AXES = 8, ALIGNMENT = 64, CPU_POOL = 2 };
+enum { MOST_TENSORS = 256, MOST_AXES = 8, ALIGNMENT = 64, CPU_POOL = 2 };
 
 typedef struct {
   char name[64];
