@@ -142,33 +142,6 @@ def gather(table: Buffer, index: Expr, isa: Isa) -> Expr:
     return T.call_llvm_pure_intrin("int32x8", name, zero, start, index, mask, T.int8(4))
 
 
-def byte_entry(table: Buffer, index: Expr, dtype: str, isa: Isa) -> Expr:
-    """`table[index]` of 256 entries of type int8 or uint8, four in an int32, as int32."""
-    lanes = lanes_of(index)
-    word = index >> splat(2, "int32", lanes)
-    words = keep(_permuted(table, word) if lanes == 16 else gather(table, word, isa))
-    # The entry goes to the top byte, from where a shift brings its sign along.
-    three = splat(3, "int32", lanes)
-    left = (three - (index & three)) << three
-    top, right = words << left, splat(24, "int32", lanes)
-    if dtype == "int8":
-        return top >> right
-    return (top >> right) & splat(0xFF, "int32", lanes)
-
-
-def _permuted(table: Buffer, index: Expr) -> Expr:
-    """`table[index]` of 64 int32, held in registers: faster than loads of 16 places."""
-    index = keep(index)
-    parts = [table[span(i, 16)] for i in range(0, 64, 16)]
-    name = "llvm.x86.avx512.vpermi2var.d.512"
-    low, high = (
-        keep(T.call_llvm_pure_intrin("int32x16", name, parts[i], index, parts[i + 1]))
-        for i in (0, 2)
-    )
-    upper = (index << splat(26, "int32", 16)) >> splat(31, "int32", 16)
-    return low ^ ((low ^ high) & upper)
-
-
 def keep(value: Expr) -> Expr:
     """The value, computed once however often it is used.
 

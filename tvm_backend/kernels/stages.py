@@ -22,7 +22,6 @@ from iqvit.tvm_backend.kernels.integers import (
     Wide,
     as_int32,
     as_type,
-    byte_entry,
     fits32,
     gather,
     joined,
@@ -35,7 +34,7 @@ from iqvit.tvm_backend.kernels.integers import (
 )
 from iqvit.tvm_backend.kernels.isa import Isa
 from iqvit.tvm_backend.kernels.script import Buffer, Expr, T
-from iqvit.tvm_backend.kernels.tables import ENTRIES, entry_or_zero
+from iqvit.tvm_backend.kernels.tables import ENTRIES, byte_entry, entry_or_zero
 from iqvit.tvm_backend.kernels.vector import clamp, lanes_of, span, splat
 
 Types = tuple[IntType, ...]

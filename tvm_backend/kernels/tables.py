@@ -1,4 +1,4 @@
-"""Tables of 256 entries for the element-wise stages of kernels."""
+"""Look-ups in tables of 256 entries; where registers can be permuted, the table lies in them."""
 
 from iqvit.tvm_backend.kernels.integers import gather, keep
 from iqvit.tvm_backend.kernels.isa import Isa
@@ -13,22 +13,37 @@ _PERMUTE = "llvm.x86.avx512.vpermi2var.d.512"
 def entry_or_zero(table: Buffer, index: Expr, isa: Isa) -> Expr:
     """`table[index]` of 256 int32 for index >= 0, and 0 for an index beyond them.
 
-    AVX-512 permutes registers: 8 permutations and 7 blends take half the time of 16 loads, and of
-    a gather on CPUs whose microcode guards it.
+    8 permutations and 7 blends took half the time of a gather on a Cascade Lake.
     """
     lanes = lanes_of(index)
     index = keep(index)
     if lanes == _HALF and isa.lanes == _HALF:
-        found = _permuted(table, index)
+        found = _permuted(table, index, ENTRIES)
     else:
         found = gather(table, T.min(index, splat(ENTRIES - 1, "int32", lanes)), isa)
     inside = index < splat(ENTRIES, "int32", lanes)
     return T.Select(inside, found, splat(0, "int32", lanes))
 
 
-def _permuted(table: Buffer, index: Expr) -> Expr:
-    """`table[index]` by the low 8 bits of the index: 5 for a permutation, one for each blend."""
-    parts = [table[span(i, _HALF)] for i in range(0, ENTRIES, _HALF)]
+def byte_entry(table: Buffer, index: Expr, dtype: str, isa: Isa) -> Expr:
+    """`table[index]` of 256 entries of type int8 or uint8, four in an int32, as int32."""
+    lanes = lanes_of(index)
+    word = index >> splat(2, "int32", lanes)
+    words = keep(_permuted(table, word, 64) if lanes == _HALF else gather(table, word, isa))
+    # The entry goes to the top byte, from where a shift brings its sign along.
+    three = splat(3, "int32", lanes)
+    left = (three - (index & three)) << three
+    top, right = words << left, splat(24, "int32", lanes)
+    if dtype == "int8":
+        return top >> right
+    return (top >> right) & splat(0xFF, "int32", lanes)
+
+
+def _permuted(table: Buffer, index: Expr, entries: int) -> Expr:
+    """`table[index]` of int32 held in registers, by the bits of the index that count the entries:
+    5 for a permutation of two registers, one for each blend."""
+    index = keep(index)
+    parts = [table[span(i, _HALF)] for i in range(0, entries, _HALF)]
     found = [
         keep(T.call_llvm_pure_intrin("int32x16", _PERMUTE, parts[i], index, parts[i + 1]))
         for i in range(0, len(parts), 2)
