@@ -53,7 +53,8 @@ class Board:
         manifest = read_manifest(folder)
         name = f"iqvit_{secrets.token_hex(6)}.so"
         try:
-            self._session.upload(str(folder / LIBRARY), target=name)
+            # given a path, TVM would leave the file open
+            self._session.upload(bytearray((folder / LIBRARY).read_bytes()), target=name)
             library = self._session.load_module(name)
             return RemoteArtifact(manifest, library, self._session)
         except RuntimeError as error:
