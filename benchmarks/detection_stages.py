@@ -120,7 +120,7 @@ def _inputs(
     if made is not None:
         captured = capture(made.module, made.input_shape, mean=made.mean, std=made.std)
     else:
-        module = rtdetr_r18(calibration[:2], method, seed)
+        module = rtdetr_r18(calibration[:4], method, seed)
         shape = (1, 3, size, size)
         captured = capture(module, shape, mean=(0.0,) * 3, std=(1.0,) * 3, outputs=OUTPUTS)
     return canonicalize(captured), calibration, shown
