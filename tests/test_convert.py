@@ -42,6 +42,10 @@ class Scaled(nn.Module):
         return x * self.gamma
 
 
+def quotient_and_rest(index, divisor):
+    return index // divisor, index % divisor
+
+
 def on_tokens(function: Callable[..., object], **modules: nn.Module) -> Net:
     """A net whose function gets 16 tokens of 16 channels, made by a patch embedding."""
 
@@ -283,6 +287,13 @@ INDICES: dict[str, tuple[Callable[[], nn.Module], set[str]]] = {
     "squeezed class map": (
         lambda: on_maps(lambda net, x: x.argmax(1, keepdim=True).squeeze(1)),
         {"argmax", "reshape"},
+    ),
+    "query and class": (
+        lambda: on_tokens(
+            lambda net, x: quotient_and_rest(net.fc(x).flatten(1).topk(4, -1).indices, 5),
+            fc=nn.Linear(16, 5),
+        ),
+        {"topk", "getitem", "floor_divide", "remainder"},
     ),
     "moved indices": (
         lambda: on_tokens(
