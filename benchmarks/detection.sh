@@ -38,8 +38,10 @@ resnet() {
 vit &
 resnet
 wait
-train --data "$coco" --supercategories --from "$out/vit" --epochs 8 --lr 3e-4 --warmup 0.5 --ema 0.99 \
-    --validate-every 4 -o "$out/coco"
+train --data "$coco" --supercategories --from "$out/vit" --epochs 8 --until 4 --lr 3e-4 --warmup 0.5 --ema 0.99 \
+    --validate-every 4 -o "$out/coco_begun"
+train --data "$coco" --supercategories --from "$out/coco_begun/last" --epochs 9 --lr 4e-4 --backbone-lr-scale 0.5 \
+    --warmup 0.3 --ema 0.995 --validate-every 3 -o "$out/coco"
 
 score() {
     name=$1 calibration=$2 images=$3
