@@ -125,8 +125,10 @@ def test_manifest_says_what_was_written(folder):
     manifest = read_manifest(folder)
     assert manifest["labels"] == ["cat", "dog"]
     assert manifest["format_version"] == 1
-    assert manifest["versions"].keys() == {"iqvit", "tvm"}
-    assert sorted(p.name for p in folder.iterdir()) == ["manifest.json", "model.so"]
+    assert manifest["versions"].keys() == {"iqvit", "tvm", "tvm_ffi"}
+    assert manifest["machine_code"]["float_instructions"] == 0
+    files = ["manifest.json", "model.so", "model.txt", "runner.c"]
+    assert sorted(p.name for p in folder.iterdir()) == files
     assert [p.name for p in folder.parent.iterdir()] == ["artifact"]
 
 
@@ -149,7 +151,7 @@ def test_an_artifact_made_anew_in_the_same_folder_is_the_one_that_is_loaded(fold
 
 def test_a_failed_write_leaves_nothing_behind(tmp_path):
     class Full:
-        def export_library(self, file_name):
+        def export_library(self, file_name, fcompile):
             raise OSError(28, "No space left on device")
 
     with pytest.raises(FileFormatError, match=r"cannot write .*: No space left on device"):
