@@ -11,7 +11,7 @@ from iqvit.errors import DataError, ModelError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from iqvit.eval.boxes import BoxFormat, BoxPredictor
+    from iqvit.eval.boxes import BoxFormat, BoxPredictor, Found
     from iqvit.eval.preprocess import Preprocess
 
 SHOWN = 3
@@ -98,15 +98,17 @@ def box_agreement(subject: Subject, reference: Subject, images: "Tensor") -> flo
     from iqvit.eval.metrics import percent
 
     size = (images.shape[2], images.shape[3])
-    sides = [(side, detecting(side)) for side in (subject, reference)]
+    own, theirs = detecting(subject), detecting(reference)
+
+    def found(side: Subject, applied: Detecting, image: "Tensor") -> "Found":
+        output = applied.predict(image)
+        classes = range(len(side.labels) or int(output[2].max()) + 1)
+        return in_pixels(output, size, applied.numbers, side.name, classes)
+
     pairs = total = 0
     for image in images.split(1):
-        found = []
-        for side, applied in sides:
-            output = applied.predict(image)
-            classes = range(len(side.labels) or int(output[2].max()) + 1)
-            found.append(in_pixels(output, size, applied.numbers, side.name, classes))
-        both, all_ = same_detections(*found, AGREEMENT_SCORE)
+        one, other = found(subject, own, image), found(reference, theirs, image)
+        both, all_ = same_detections(one, other, AGREEMENT_SCORE)
         pairs, total = pairs + both, total + all_
     return percent(2 * pairs, total) if total > 0 else None
 
