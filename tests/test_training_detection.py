@@ -201,6 +201,14 @@ def test_other_classes_for_validation_are_refused(rectangles, trained):
         DetectionOptions(backbone_lr_scale=0)
 
 
+def test_missing_libraries_are_named(rectangles, trained, monkeypatch):
+    monkeypatch.setattr("iqvit.models.rtdetr.training.find_spec", lambda name: None)
+    with pytest.raises(
+        ModelError, match=r"needs transformers and scipy: pip"
+    ):
+        task_of(rectangles, continued_detector(trained, classes=2))
+
+
 # Several sizes
 
 

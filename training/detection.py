@@ -19,7 +19,13 @@ from iqvit.eval.preprocess import Preprocess
 from iqvit.models.rtdetr.config import PATCH, STRIDES
 from iqvit.models.rtdetr.folder import POSITIONS, DetectorCard, save_detector
 from iqvit.models.rtdetr.model import Detections, RTDetr
-from iqvit.models.rtdetr.training import Denoising, Labels, detection_loss, training_forward
+from iqvit.models.rtdetr.training import (
+    Denoising,
+    Labels,
+    detection_loss,
+    require_losses,
+    training_forward,
+)
 from iqvit.models.vit import resample_positions
 from iqvit.training.box_augment import BoxAugment, BoxAugmentation
 from iqvit.training.detection_model import DetectorStart
@@ -107,6 +113,7 @@ class DetectionTask:
     def __init__(
         self, start: DetectorStart, train: CocoSet, val: CocoSet, options: DetectionOptions
     ) -> None:
+        require_losses()
         if train.classes != val.classes:
             raise DataError("training and validation images have different classes")
         config = start.detector.config

@@ -1,17 +1,19 @@
 """The training form of RT-DETR: every layer's output, denoising queries, transformers' losses.
 
 Sources: Zhao et al. (2024), section 4; the denoising queries are those of Zhang et al., "DINO"
-(2023). Losses and denoising are transformers' own (the extra `models`), not written again here.
+(2023). Losses and denoising are transformers' own (the extra `train`), not written again here.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib.util import find_spec
 from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
 
+from iqvit.errors import ModelError
 from iqvit.models.rtdetr.decoder import Decoder
 from iqvit.models.rtdetr.model import RTDetr
 
@@ -59,6 +61,15 @@ class _Noisy:
     boxes: Tensor
     mask: Tensor
     bookkeeping: dict[str, Any]
+
+
+def require_losses() -> None:
+    """ModelError where the libraries that hold losses and matching are not installed."""
+    missing = [name for name in ("transformers", "scipy") if find_spec(name) is None]
+    if missing:
+        raise ModelError(
+            f"training a detector needs {' and '.join(missing)}: pip install 'iqvit[train]'"
+        )
 
 
 def training_forward(
