@@ -203,9 +203,7 @@ def test_other_classes_for_validation_are_refused(rectangles, trained):
 
 def test_missing_libraries_are_named(rectangles, trained, monkeypatch):
     monkeypatch.setattr("iqvit.models.rtdetr.training.find_spec", lambda name: None)
-    with pytest.raises(
-        ModelError, match=r"needs transformers and scipy: pip"
-    ):
+    with pytest.raises(ModelError, match=r"needs transformers and scipy: pip"):
         task_of(rectangles, continued_detector(trained, classes=2))
 
 
