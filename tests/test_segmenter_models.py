@@ -230,6 +230,7 @@ def test_a_public_checkpoint_by_its_spec(public):
         "resize": [48, 32],
         "crop": "squash",
         "interpolation": "bilinear",
+        "least": 16,
     }
     assert "position embedding resampled for 48x32 pixels" in model.notes
     assert load_model(f"segmenter:{public('mask')}").mean == (0.5, 0.5, 0.5)
