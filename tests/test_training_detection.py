@@ -197,6 +197,10 @@ def test_other_classes_for_validation_are_refused(rectangles, trained):
     start = continued_detector(trained, classes=2)
     with pytest.raises(DataError, match="different classes"):
         DetectionTask(start, train, replace(val, classes=("red", "blue")), DetectionOptions())
+    empty = replace(val, items=val.items[:1])
+    for sets in ((empty, val), (train, empty)):
+        with pytest.raises(DataError, match=r"instances_val\.json has no box"):
+            DetectionTask(start, *sets, DetectionOptions())
     with pytest.raises(IqvitError, match="learning rate cannot be 0"):
         DetectionOptions(backbone_lr_scale=0)
 

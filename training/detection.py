@@ -116,6 +116,8 @@ class DetectionTask:
         require_losses()
         if train.classes != val.classes:
             raise DataError("training and validation images have different classes")
+        for data in (train, val):
+            _require_boxes(data)
         config = start.detector.config
         self.start, self.options, self.val = start, options, val
         self.model: nn.Module = LearningDetector(start.detector, options.denoising)
@@ -190,6 +192,12 @@ class DetectionTask:
     def save(self, folder: Path, model: nn.Module) -> None:
         card = DetectorCard(self.val.classes, self.start.mean, self.start.std)
         save_detector(folder, _detector(model), card)
+
+
+def _require_boxes(data: CocoSet) -> None:
+    """Before an epoch of learning nothing, or of a score that is not defined."""
+    if all(bool(item.iscrowd.all()) for item in data.items):
+        raise DataError(f"{data.annotations} has no box (crowd regions are none)")
 
 
 def scales(size: tuple[int, int]) -> tuple[tuple[int, int], ...]:
