@@ -26,7 +26,7 @@ from iqvit.calibration.quantize import quantize_canonical
 from iqvit.calibration.recipe import Recipe, load_recipe
 from iqvit.canonical import CanonicalModel
 from iqvit.canonicalize import canonicalize
-from iqvit.capture import capture
+from iqvit.capture import CapturedModel, capture
 from iqvit.cli import guarded
 from iqvit.commands import screen
 from iqvit.commands.outputs import require_file, write_metrics
@@ -36,6 +36,7 @@ from iqvit.eval.bench import machine
 from iqvit.eval.preprocess import Preprocess, load_images
 from iqvit.intgraph import IntGraph
 from iqvit.models.spec import load_model
+from iqvit.passes.split_branches import split_branches
 from iqvit.tvm_backend import compile as compile_library
 from iqvit.tvm_backend import load
 
@@ -64,6 +65,9 @@ def detection_stages(
     size: Annotated[int, typer.Option(help="Of the random model's input, in pixels.")] = SIZE[0],
     method: Annotated[str, typer.Option(help="Its sampling: default or discrete.")] = "default",
     recipe: Annotated[Path | None, typer.Option(help="Settings; `iqvit recipe`.")] = None,
+    join: Annotated[
+        bool, typer.Option("--join-branches", help="Joined values keep one scale.")
+    ] = False,
     target: Annotated[str, typer.Option(help="Empty: no library is compiled.")] = "host",
     threads: int = 1,
     seed: int = 0,
@@ -72,7 +76,8 @@ def detection_stages(
     """Calibrates, compiles and compares; prints a row for every stage."""
     require_file(json)
     settings = Recipe() if recipe is None else load_recipe(recipe)
-    model, calibration, shown = _inputs(spec, data, calib_dir, images, calib, size, method, seed)
+    captured, calibration, shown = _inputs(spec, data, calib_dir, images, calib, size, method, seed)
+    model = canonicalize(captured, without=(split_branches,) if join else ())
     with screen.progress() as report, tempfile.TemporaryDirectory() as folder:
         graph = quantize_canonical(model, calibration, settings, progress=report)
         library = None
@@ -110,8 +115,8 @@ def _inputs(
     size: int,
     method: str,
     seed: int,
-) -> tuple[CanonicalModel, Tensor, Tensor]:
-    """The canonical model, images to calibrate on and images to compare on, uint8 [N, 3, H, W]."""
+) -> tuple[CapturedModel, Tensor, Tensor]:
+    """The captured model, images to calibrate on and images to compare on, uint8 [N, 3, H, W]."""
     made = None if not spec else load_model(spec, seed=seed)
     sides = {"size": [size, size], "resize": [size, size]}
     read = Preprocess.from_dict(made.preprocessing if made else PREPROCESSING | sides)
@@ -123,7 +128,7 @@ def _inputs(
         module = rtdetr_r18(calibration[:4], method, seed)
         shape = (1, 3, size, size)
         captured = capture(module, shape, mean=(0.0,) * 3, std=(1.0,) * 3, outputs=OUTPUTS)
-    return canonicalize(captured), calibration, shown
+    return captured, calibration, shown
 
 
 def box_errors(

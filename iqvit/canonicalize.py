@@ -1,6 +1,6 @@
 """Canonicalize: a list of small passes takes a captured model into the closed op set."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 
 from torch import fx
 
@@ -17,6 +17,7 @@ from iqvit.passes.fuse_deformable import fuse_deformable
 from iqvit.passes.fuse_l2_norm import fuse_l2_norm
 from iqvit.passes.fuse_logit import fuse_logit
 from iqvit.passes.hoist_take_rows import hoist_take_rows
+from iqvit.passes.hoist_upsampling import hoist_upsampling
 from iqvit.passes.lower_arithmetic import lower_arithmetic
 from iqvit.passes.lower_attention_bias import lower_attention_bias
 from iqvit.passes.lower_einsum import lower_einsum
@@ -37,6 +38,7 @@ from iqvit.passes.normalize_attention import normalize_attention
 from iqvit.passes.remove_identities import remove_identities
 from iqvit.passes.remove_neutral_arithmetic import remove_neutral_arithmetic
 from iqvit.passes.remove_unread_pieces import remove_unread_pieces
+from iqvit.passes.split_branches import split_branches
 from iqvit.passes.split_projections import split_projections
 
 Pass = Callable[[fx.GraphModule], None]
@@ -73,6 +75,8 @@ def canonical_pipeline() -> list[Pass]:
         fold_biases,
         fold_scales,
         merge_convolutions,
+        split_branches,
+        hoist_upsampling,
         remove_unread_pieces,
         hoist_take_rows,
         # Of the reshapes that the lowerings left, those to the same shape hide attention.
@@ -88,9 +92,10 @@ def canonical_pipeline() -> list[Pass]:
     ]
 
 
-def canonicalize(captured: CapturedModel) -> CanonicalModel:
+def canonicalize(captured: CapturedModel, *, without: Container[Pass] = ()) -> CanonicalModel:
     """Rewrite `captured` (left as it is) into the closed op set of `iqvit.canonical`.
 
+    without: passes of `canonical_pipeline` to leave out, which tells what they are worth.
     Raises UnsupportedOp that names all the nodes which no pass could bring there.
     """
     graph = fx.Graph()
@@ -98,6 +103,8 @@ def canonicalize(captured: CapturedModel) -> CanonicalModel:
     graph.output(output).meta = dict(captured.module.graph.output_node().meta)
     module = fx.GraphModule(captured.module, graph)
     for rewrite in canonical_pipeline():
+        if rewrite in without:
+            continue
         rewrite(module)
         module.graph.eliminate_dead_code()
         module.graph.lint()

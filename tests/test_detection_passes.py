@@ -256,3 +256,47 @@ def test_other_paddings_are_refused():
 
     with pytest.raises(UnsupportedOp, match=r"remedy +use zeros outside"):
         canonical(Net(sampled))
+
+
+def joined(net, x):
+    return torch.cat([net.wide(x), net.wide(-x).relu()], 1)
+
+
+def test_convolutions_of_joined_values_are_added_up():
+    kernel = torch.randn(5, 12, 3, 3)
+    bias = torch.randn(5)
+
+    def forward(net, x):
+        return functional.conv2d(joined(net, x), kernel, bias, stride=2, padding=1)
+
+    names = operators(check(forward))
+    assert "cat" not in names
+    assert (names.count("conv2d"), names.count("add")) == (4, 1)
+
+
+@pytest.mark.parametrize("case", ["groups", "reader", "rows"])
+def test_joined_values_stay_joined(case):
+    kernel = torch.randn(4, 12 // (2 if case == "groups" else 1), 1, 1)
+
+    def forward(net, x):
+        if case == "rows":
+            return functional.conv2d(torch.cat([x, -x], 2), torch.ones(2, 3, 1, 1))
+        both = joined(net, x)
+        result = functional.conv2d(both, kernel, groups=2 if case == "groups" else 1)
+        return result + both.amax() if case == "reader" else result
+
+    assert operators(check(forward)).count("cat") == 1
+
+
+@pytest.mark.parametrize(("side", "stride", "moved"), [(1, 1, True), (1, 2, False), (3, 1, False)])
+def test_pixels_are_repeated_after_a_1x1_convolution(side, stride, moved):
+    kernel = torch.randn(5, 6, side, side)
+
+    def forward(net, x):
+        return functional.conv2d(
+            functional.interpolate(net.wide(x), scale_factor=2.0), kernel, stride=stride
+        )
+
+    names = operators(check(forward))
+    assert names.index("upsample_nearest") == (2 if moved else 1)
+    assert names.count("conv2d") == 2
