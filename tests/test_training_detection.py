@@ -125,16 +125,14 @@ def test_an_image_without_objects_is_augmented_too():
 
 def test_a_trained_detector_goes_on_with_other_classes_and_sampling(trained):
     start = continued_detector(trained, classes=3, sampling="discrete", queries=10)
-    config = start.detector.config
+    config = start.model.config
     assert (config.classes, config.sampling, config.queries) == (3, "discrete", 10)
     (note,) = [note for note in start.notes if note.startswith("made anew")]
     assert "decoder.enc_score_head.weight" in note
     assert "backbone" not in note
     old, _, _ = load_detector(trained)
-    assert torch.equal(
-        start.detector.backbone.stem[0].conv.weight, old.backbone.stem[0].conv.weight
-    )
-    learns = {n for n, p in start.detector.named_parameters() if p.requires_grad}
+    assert torch.equal(start.model.backbone.stem[0].conv.weight, old.backbone.stem[0].conv.weight)
+    learns = {n for n, p in start.model.named_parameters() if p.requires_grad}
     assert not any("sampling_offsets" in name for name in learns)
     assert "decoder.layers.0.cross_attn.value_proj.weight" in learns
 
@@ -146,9 +144,9 @@ def test_a_fresh_detector_is_drawn_from_the_seed():
         )
         for s in (1, 1, 2)
     )
-    weight = first.detector.backbone.up.weight
-    assert torch.equal(weight, again.detector.backbone.up.weight)
-    assert not torch.equal(weight, other.detector.backbone.up.weight)
+    weight = first.model.backbone.up.weight
+    assert torch.equal(weight, again.model.backbone.up.weight)
+    assert not torch.equal(weight, other.model.backbone.up.weight)
     with pytest.raises(ModelError, match="--from FOLDER"):
         fresh_detector("segmenter:x", weights=None, classes=2)
 

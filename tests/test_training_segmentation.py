@@ -73,7 +73,7 @@ def trained(tmp_path_factory):
 
 def task_of(drawings, start, **options):
     sets = (read_folder(drawings, split) for split in ("train", "val"))
-    size = start.segmenter.config.image_size
+    size = start.model.config.image_size
     return SegmentationTask(start, *sets, Options(**{"size": size, "crop": size, **options}))
 
 
@@ -245,20 +245,20 @@ def test_training_and_validation_must_have_the_same_classes(drawings, trained):
 
 def test_a_trained_folder_is_taken_whole_where_it_fits(trained):
     start = continued(trained, size=(32, 48), classes=3, drop_path=0.2)
-    assert (start.segmenter.config.drop_path, start.notes) == (0.2, ())
+    assert (start.model.config.drop_path, start.notes) == (0.2, ())
     theirs = load_segmenter(trained).segmenter.state_dict()
-    assert all(torch.equal(t, theirs[k]) for k, t in start.segmenter.state_dict().items())
+    assert all(torch.equal(t, theirs[k]) for k, t in start.model.state_dict().items())
 
 
 def test_a_trained_folder_for_other_classes_keeps_its_encoder(trained):
     start = continued(trained, size=(40, 48), classes=5, seed=1)
     theirs = load_segmenter(trained, (40, 48)).segmenter.state_dict()
-    new = [k for k, t in start.segmenter.state_dict().items() if not t.equal(theirs[k])]
+    new = [k for k, t in start.model.state_dict().items() if not t.equal(theirs[k])]
     assert sorted(new) == ["decoder.cls_emb", "decoder.mask_norm.bias", "decoder.mask_norm.weight"]
-    assert start.segmenter.state_dict()["decoder.cls_emb"].shape[1] == 5
+    assert start.model.state_dict()["decoder.cls_emb"].shape[1] == 5
     assert "made anew: decoder.cls_emb" in start.notes[-1]
-    again = continued(trained, size=(40, 48), classes=5, seed=1).segmenter.decoder.cls_emb
-    assert torch.equal(again, start.segmenter.decoder.cls_emb)
+    again = continued(trained, size=(40, 48), classes=5, seed=1).model.decoder.cls_emb
+    assert torch.equal(again, start.model.decoder.cls_emb)
 
 
 def test_specs_and_rates_that_are_none(trained):
@@ -350,10 +350,9 @@ def test_another_decoder_on_a_trained_encoder(trained):
     start = continued(trained, size=(32, 48), classes=3, decoder="linear")
     kept = load_segmenter(trained, (32, 48)).segmenter.encoder.state_dict()
     assert all(
-        torch.equal(value, kept[name])
-        for name, value in start.segmenter.encoder.state_dict().items()
+        torch.equal(value, kept[name]) for name, value in start.model.encoder.state_dict().items()
     )
-    assert start.segmenter.config.decoder == "linear"
+    assert start.model.config.decoder == "linear"
     assert "made anew: decoder.head.bias" in start.notes[-1]
 
 

@@ -28,9 +28,9 @@ from iqvit.models.rtdetr.training import (
 )
 from iqvit.models.vit import resample_positions
 from iqvit.training.box_augment import BoxAugment, BoxAugmentation
-from iqvit.training.detection_model import DetectorStart
 from iqvit.training.images import USUAL_CACHE, Cached, names_hash, normalise, plain
 from iqvit.training.processes import World
+from iqvit.training.start import Start
 from iqvit.training.task import Network
 
 Sample = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -111,16 +111,16 @@ class DetectionTask:
     metric = "mAP"
 
     def __init__(
-        self, start: DetectorStart, train: CocoSet, val: CocoSet, options: DetectionOptions
+        self, start: Start[RTDetr], train: CocoSet, val: CocoSet, options: DetectionOptions
     ) -> None:
         require_losses()
         if train.classes != val.classes:
             raise DataError("training and validation images have different classes")
         for data in (train, val):
             _require_boxes(data)
-        config = start.detector.config
+        config = start.model.config
         self.start, self.options, self.val = start, options, val
-        self.model: nn.Module = LearningDetector(start.detector, options.denoising)
+        self.model: nn.Module = LearningDetector(start.model, options.denoising)
         self.samples = len(train)
         self.train, self.pixels = train, Cached(lambda i: (train.image(i),), options.cache)
         fill = tuple(round(255 * value) for value in start.mean)

@@ -1,34 +1,17 @@
 """The detector that training begins with: fresh on a trained encoder, or a trained one."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
-import torch
-
-from iqvit.errors import ModelError
 from iqvit.models import from_rtdetr
 from iqvit.models.rtdetr.config import PyramidConfig, RTDetrConfig
 from iqvit.models.rtdetr.folder import WEIGHTS, load_detector
 from iqvit.models.rtdetr.model import RTDetr
 from iqvit.models.weights import read_weights
+from iqvit.training.start import Start, drawn_from, fresh_name, require_rate
 from iqvit.training.transfer import carry_over
 
 SPEC = "rtdetr:"
-
-
-@dataclass(frozen=True)
-class DetectorStart:
-    """The model with its random numbers drawn, and where it is from.
-
-    name: its spec. weights: the name of the file, or "random". mean, std: of RGB in 0..1.
-    """
-
-    detector: RTDetr
-    name: str
-    weights: str
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    notes: tuple[str, ...] = ()
 
 
 def fresh_detector(
@@ -41,22 +24,17 @@ def fresh_detector(
     queries: int | None = None,
     drop_path: float = 0.0,
     seed: int = 0,
-) -> DetectorStart:
+) -> Start[RTDetr]:
     """The RT-DETR that `spec` names (rtdetr:vit_tiny, ...), for `classes` classes.
 
     weights: a file with timm's names for a ViT, or the whole detector's. What they do not hold is
     drawn from `seed`. size (height, width) in pixels, sampling and queries: instead of the
     preset's. Raises ModelError for an unknown name or weights that do not fit.
     """
-    name = spec.removeprefix(SPEC)
-    if name == spec or Path(name).is_dir():
-        raise ModelError(
-            f"--model {spec}: a fresh model is rtdetr:NAME, such as rtdetr:vit_tiny; a trained "
-            "folder is given with --from FOLDER"
-        )
+    require_rate(drop_path)
+    name = fresh_name(spec, SPEC, "rtdetr:NAME, such as rtdetr:vit_tiny")
     read = None if weights is None else read_weights(weights)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with drawn_from(seed):
         made = from_rtdetr.load(
             name,
             image_size=size,
@@ -67,7 +45,7 @@ def fresh_detector(
             queries=queries,
         )
     source = "random" if weights is None else weights.name
-    return DetectorStart(made.detector, spec, source, made.card.mean, made.card.std, made.notes)
+    return Start(made.detector, spec, source, made.card.mean, made.card.std, made.notes)
 
 
 def continued_detector(
@@ -79,20 +57,20 @@ def continued_detector(
     queries: int | None = None,
     drop_path: float = 0.0,
     seed: int = 0,
-) -> DetectorStart:
+) -> Start[RTDetr]:
     """The trained detector of `folder`, changed to what is asked.
 
     Every weight whose name and shape are those of the new model is kept: all of them for another
     size or sampling; the rest is drawn from `seed`, and noted. Raises ModelError.
     """
+    require_rate(drop_path)
     trained, card, notes = load_detector(folder, size)
     config = _changed(trained.config, classes, sampling, queries, drop_path)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with drawn_from(seed):
         detector = RTDetr(config)
     notes = (*notes, *carry_over(trained, detector))
     name = f"{SPEC}{folder.name}"
-    return DetectorStart(detector, name, WEIGHTS, card.mean, card.std, notes)
+    return Start(detector, name, WEIGHTS, card.mean, card.std, notes)
 
 
 def _changed(

@@ -19,7 +19,7 @@ from iqvit.models.segmenter_folder import SegmenterMeta, save_segmenter
 from iqvit.training.augment import Augment
 from iqvit.training.images import USUAL_CACHE, Cached, names_hash, normalise, plain
 from iqvit.training.processes import World
-from iqvit.training.segmentation_model import Start
+from iqvit.training.start import Start
 from iqvit.training.task import Network
 
 WEIGHTINGS = ("none", "sqrt-inverse")
@@ -61,12 +61,16 @@ class SegmentationTask:
     metric = "mIoU"
 
     def __init__(
-        self, start: Start, train: SegmentationSet, val: SegmentationSet, options: Options
+        self,
+        start: Start[Segmenter],
+        train: SegmentationSet,
+        val: SegmentationSet,
+        options: Options,
     ) -> None:
         if train.classes != val.classes:
             raise DataError("training and validation images have different classes")
         self.start, self.options, self.val = start, options, val
-        self.model: nn.Module = start.segmenter
+        self.model: nn.Module = start.model
         self.samples = len(train)
         self.train = Cached(lambda i: (train.image(i), train.mask(i)), options.cache)
         fill = tuple(round(255 * value) for value in start.mean)
@@ -76,7 +80,7 @@ class SegmentationTask:
             "model": start.name,
             "weights": start.weights,
             "classes": list(train.classes),
-            "model sizes": plain(asdict(start.segmenter.config)),
+            "model sizes": plain(asdict(start.model.config)),
             "training images": self.samples,
             "validation images": len(val),
             "names of the images": names_hash(
@@ -84,7 +88,7 @@ class SegmentationTask:
             ),
             "input size": list(options.size),
             "crop": list(options.crop),
-            "drop path": start.segmenter.config.drop_path,
+            "drop path": start.model.config.drop_path,
             "class weights": options.class_weights,
             "encoder learning rate scale": options.encoder_lr_scale,
         }

@@ -1,16 +1,13 @@
 """`iqvit train detection`: teach an RT-DETR."""
 
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from iqvit.commands import screen, training
 from iqvit.commands.options import Size, parse_size
-from iqvit.errors import ModelError
-
-if TYPE_CHECKING:
-    from iqvit.training.detection_model import DetectorStart
 
 
 def detection(
@@ -112,6 +109,7 @@ def detection(
     from iqvit.eval.coco_data import read_coco
     from iqvit.training.box_augment import BoxAugmentation
     from iqvit.training.detection import DetectionOptions, DetectionTask
+    from iqvit.training.detection_model import continued_detector, fresh_detector
     from iqvit.training.trainer import Schedule
 
     options = DetectionOptions(
@@ -129,16 +127,21 @@ def detection(
     )
     for fault in (*train.skipped, *val.skipped):
         screen.note(f"left out: {fault}")
-    begun = _begin(
-        model,
-        weights,
-        start,
-        size=input_size,
-        classes=len(train.classes),
-        sampling=sampling,
-        queries=queries,
-        drop_path=drop_path,
-        seed=seed,
+    sizes: dict[str, Any] = {
+        "size": input_size,
+        "classes": len(train.classes),
+        "sampling": sampling,
+        "queries": queries,
+        "drop_path": drop_path,
+        "seed": seed,
+    }
+    begun = training.begin(
+        "detector",
+        partial(fresh_detector, **sizes),
+        partial(continued_detector, **sizes),
+        model=model,
+        weights=weights,
+        start=start,
     )
     training.run(
         DetectionTask(begun, train, val, options),
@@ -152,18 +155,3 @@ def detection(
         workers=workers,
         until=until,
     )
-
-
-def _begin(
-    model: str | None, weights: Path | None, start: Path | None, **sizes: Any
-) -> "DetectorStart":
-    """The model of --model and --weights, or of --from; ModelError unless it is one of them."""
-    from iqvit.training.detection_model import continued_detector, fresh_detector
-
-    if model is not None and start is None:
-        return fresh_detector(model, weights=weights, **sizes)
-    if start is None or model is not None:
-        raise ModelError("give one of --model SPEC, for a fresh detector, and --from FOLDER")
-    if weights is not None:
-        raise ModelError("--weights goes with --model; --from FOLDER has its own")
-    return continued_detector(start, **sizes)

@@ -1,5 +1,6 @@
 """`iqvit train segmentation`: teach a Segmenter."""
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,7 +12,6 @@ from iqvit.errors import DataError, ModelError
 
 if TYPE_CHECKING:
     from iqvit.eval.segmentation_data import SegmentationSet
-    from iqvit.training.segmentation_model import Start
 
 DATASETS = ("folder", "ade20k", "cityscapes")
 USUAL_SIZE = "512x512"
@@ -105,21 +105,28 @@ def segmentation(
     """
     training.require_output(output, resume)
     from iqvit.training.segmentation import Options, SegmentationTask
+    from iqvit.training.segmentation_model import continued, fresh
     from iqvit.training.trainer import Schedule
 
     options = Options(input_size, crop or input_size, class_weights, encoder_lr_scale, cache << 20)
     rising = training.usual_warmup(warmup, epochs)
     plan = Schedule(epochs, batch, lr, weight_decay, rising, clip, average, seed)
     train, val = (_read(dataset, data, split, class_file) for split in ("train", "val"))
-    begun = _begin(
-        model,
-        weights,
-        start,
-        decoder,
-        size=options.crop,
-        classes=len(train.classes),
-        drop_path=drop_path,
-        seed=seed,
+    if decoder is not None and start is None:
+        raise ModelError("--decoder goes with --from; --model names its decoder")
+    sizes: dict[str, Any] = {
+        "size": options.crop,
+        "classes": len(train.classes),
+        "drop_path": drop_path,
+        "seed": seed,
+    }
+    begun = training.begin(
+        "segmenter",
+        partial(fresh, **sizes),
+        partial(continued, decoder=decoder, **sizes),
+        model=model,
+        weights=weights,
+        start=start,
     )
     training.run(
         SegmentationTask(begun, train, val, options),
@@ -133,23 +140,6 @@ def segmentation(
         workers=workers,
         until=until,
     )
-
-
-def _begin(
-    model: str | None, weights: Path | None, start: Path | None, decoder: str | None, **sizes: Any
-) -> "Start":
-    """The model of --model and --weights, or of --from; ModelError unless it is one of them."""
-    from iqvit.training.segmentation_model import continued, fresh
-
-    if decoder is not None and start is None:
-        raise ModelError("--decoder goes with --from; --model names its decoder")
-    if model is not None and start is None:
-        return fresh(model, weights=weights, **sizes)
-    if start is None or model is not None:
-        raise ModelError("give one of --model SPEC, for a fresh segmenter, and --from FOLDER")
-    if weights is not None:
-        raise ModelError("--weights goes with --model; --from FOLDER has its own")
-    return continued(start, decoder=decoder, **sizes)
 
 
 def _read(kind: str, data: Path, split: str, class_file: Path | None) -> "SegmentationSet":

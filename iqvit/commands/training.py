@@ -3,20 +3,22 @@
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
 from iqvit.commands import screen
 from iqvit.commands.outputs import require_folder
-from iqvit.errors import IqvitError
+from iqvit.errors import IqvitError, ModelError
 from iqvit.files import write_atomically
 
 if TYPE_CHECKING:
     from iqvit.training.task import Task
     from iqvit.training.trainer import Schedule
+
+T = TypeVar("T")
 
 HELP = "Train a float model; one sub-command for each task."
 PROGRESS_SECONDS = 10
@@ -67,6 +69,25 @@ Resume = Annotated[
 def usual_warmup(warmup: float | None, epochs: int) -> float:
     """--warmup, or a tenth of the epochs, at most 2."""
     return min(2.0, epochs / 10) if warmup is None else warmup
+
+
+def begin(
+    kind: str,
+    fresh: Callable[..., T],
+    continued: Callable[..., T],
+    *,
+    model: str | None,
+    weights: Path | None,
+    start: Path | None,
+) -> T:
+    """What --model and --weights, or --from say to begin with; ModelError for a mixture."""
+    if model is not None and start is None:
+        return fresh(model, weights=weights)
+    if start is None or model is not None:
+        raise ModelError(f"give one of --model SPEC, for a fresh {kind}, and --from FOLDER")
+    if weights is not None:
+        raise ModelError("--weights goes with --model; --from FOLDER has its own")
+    return continued(start)
 
 
 def require_output(folder: Path, resume: bool) -> None:

@@ -104,19 +104,14 @@ AVX_VNNI = Isa(
 
 # vpmaddubsw would take bytes, but it saturates its int16 sums and so is not exact: both operands
 # are widened to int16 (weights when they are packed, activations once per block) for vpmaddwd.
-AVX2 = Isa(
+AVX2 = replace(
+    AVX_VNNI,
     name="avx2",
-    lanes=8,
     group=2,
     operand="int16",
     weight="int16",
     dot="llvm.x86.avx2.pmadd.wd",
     dot_accumulates=False,
-    pack16="llvm.x86.avx2.packssdw",
-    pack_int8="llvm.x86.avx2.packsswb",
-    pack_uint8="llvm.x86.avx2.packuswb",
-    rows=6,
-    vectors=2,
     macs_per_cycle=32,
 )
 
