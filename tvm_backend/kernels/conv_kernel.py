@@ -18,6 +18,7 @@ from iqvit.tvm_backend.kernels.gemm import (
     Extra,
     Gemm,
     Kernel,
+    accumulators,
     emit_biases,
     emit_run,
     emit_stores,
@@ -319,13 +320,15 @@ def _emit_row(conv: _Convolution, source: tuple[Buffer, Expr], panel: Expr, y: E
     step = window.stride[1] * window.channels(isa)
     with T.serial(-(-width // rows)) as block:
         start = keep(T.min(block * rows, width - rows))
-        acc = T.alloc_buffer((rows * isa.vectors, isa.lanes), "int32", scope="global")
-        emit_biases(conv.kernel, acc, rows, panel)
+        acc = accumulators(isa, rows)
+        emit_biases(conv.kernel, acc, panel)
         _emit_window(conv, acc, source[0], panel, source[1] + start * step)
-        emit_stores(conv.kernel, acc, rows, panel, y * width + start)
+        emit_stores(conv.kernel, acc, panel, y * width + start)
 
 
-def _emit_window(conv: _Convolution, acc: Buffer, source: Buffer, panel: Expr, start: Expr) -> None:
+def _emit_window(
+    conv: _Convolution, acc: list[Buffer], source: Buffer, panel: Expr, start: Expr
+) -> None:
     """A run of K is what lies together: a row of the window, or a pixel of a dilated one."""
     window, isa = conv.window, conv.kernel.isa
     channels, (tall, wide) = window.channels(isa), window.kernel
@@ -341,4 +344,4 @@ def _emit_window(conv: _Convolution, acc: Buffer, source: Buffer, panel: Expr, s
             at = base + (k * isa.group + row * window.stride[1] * channels)
             return source[span(at, isa.group)]
 
-        emit_run(conv.kernel, acc, isa.rows, panel, first, groups, read)
+        emit_run(conv.kernel, acc, panel, first, groups, read)

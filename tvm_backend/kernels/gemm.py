@@ -22,7 +22,14 @@ from iqvit.tvm_backend.kernels.requant import (
     narrow,
 )
 from iqvit.tvm_backend.kernels.script import Buffer, Expr, IRBuilder, PrimFunc, T
-from iqvit.tvm_backend.kernels.vector import function_attributes, pieces, span, splat, typed
+from iqvit.tvm_backend.kernels.vector import (
+    STACK,
+    function_attributes,
+    pieces,
+    span,
+    splat,
+    typed,
+)
 
 Epilogue = Callable[[Expr, Expr, Expr, tuple[Buffer, ...]], Expr]
 """`epilogue(value, m, n, extras) -> stored`: `value` holds the requantised results of row `m`,
@@ -148,26 +155,15 @@ def scalars_arg(gemm: Gemm, requant: Requant) -> Scalars:
 def _emit_tasks(kernel: Kernel) -> None:
     # A task is one block of rows against one stretch of panels. All blocks of rows pass over a
     # stretch before the next begins, so its weights are read from L2, not from L3.
-    gemm, isa = kernel.gemm, kernel.isa
-    full, tail = divmod(gemm.m, isa.rows)
-    blocks = full + (tail > 0)
+    rows = min(kernel.gemm.m, kernel.isa.rows)
+    blocks = -(-kernel.gemm.m // rows)
     stretch = stretch_of(kernel, blocks)
     stretches = -(-kernel.panels // stretch)
     with T.parallel(blocks * stretches) as task:
-        block = T.Bind(task % blocks)
+        row0 = T.Bind(task % blocks * rows)
         first = T.Bind(task // blocks * stretch)
         count = stretch if kernel.panels % stretch == 0 else T.min(stretch, kernel.panels - first)
-        if tail == 0:
-            _emit_block(kernel, isa.rows, block, first, count)
-            return
-        if full == 0:
-            _emit_block(kernel, tail, block, first, count)
-            return
-        with T.If(block < full):
-            with T.Then():
-                _emit_block(kernel, isa.rows, block, first, count)
-            with T.Else():
-                _emit_block(kernel, tail, block, first, count)
+        _emit_block(kernel, rows, row0, first, count)
 
 
 def stretch_of(kernel: Kernel, blocks: int) -> int:
@@ -179,16 +175,17 @@ def stretch_of(kernel: Kernel, blocks: int) -> int:
     return min(kernel.panels, by_cache, by_tasks)
 
 
-def _emit_block(kernel: Kernel, rows: int, block: Expr, first: Expr, count: Expr | int) -> None:
-    row0 = T.Bind(block * kernel.isa.rows)
-    source, base = kernel.x, row0
+def _emit_block(kernel: Kernel, rows: int, row0: Expr, first: Expr, count: Expr | int) -> None:
+    # Rows past the last one repeat it; their results are not stored.
+    places = [T.Bind(T.min(row0 + r, kernel.gemm.m - 1)) for r in range(rows)]
+    source = kernel.x
     if kernel.copies:
-        source, base = _emit_copy(kernel, rows, row0), 0
+        source, places = _emit_copy(kernel, rows, row0), list(range(rows))
     with T.serial(count) as step:
         panel = T.Bind(first + step)
-        acc = T.alloc_buffer((rows * kernel.isa.vectors, kernel.isa.lanes), "int32", scope="global")
-        _emit_dots(kernel, acc, rows, panel, source, base)
-        emit_stores(kernel, acc, rows, panel, row0)
+        acc = accumulators(kernel.isa, rows)
+        _emit_dots(kernel, acc, panel, source, places)
+        emit_stores(kernel, acc, panel, row0)
 
 
 def _emit_copy(kernel: Kernel, rows: int, row0: Expr) -> Buffer:
@@ -201,7 +198,7 @@ def _emit_copy(kernel: Kernel, rows: int, row0: Expr) -> Buffer:
     whole = gemm.k // widest
 
     def move(row: Expr, start: Expr | int, lanes: int) -> None:
-        value = kernel.x[row0 + row, span(start, lanes)]
+        value = kernel.x[T.min(row0 + row, gemm.m - 1), span(start, lanes)]
         T.buffer_store(scratch, operand(value, kernel, lanes), [row, span(start, lanes)])
 
     with T.serial(rows) as row:
@@ -229,24 +226,29 @@ def operand(value: Expr, kernel: Kernel, lanes: int) -> Expr:
     return value ^ splat(-128, "int8", lanes)
 
 
+def accumulators(isa: Isa, rows: int) -> list[Buffer]:
+    """Those of a block, a buffer a row: LLVM keeps them in registers."""
+    return [T.alloc_buffer((isa.vectors, isa.lanes), "int32", scope="global") for _ in range(rows)]
+
+
 def _emit_dots(
-    kernel: Kernel, acc: Buffer, rows: int, panel: Expr, source: Buffer, base: Expr | int
+    kernel: Kernel, acc: list[Buffer], panel: Expr, source: Buffer, places: list[Expr | int]
 ) -> None:
     def read(row: int, k: Expr) -> Expr:
-        return source[base + row, span(k * kernel.isa.group, kernel.isa.group)]
+        return source[places[row], span(k * kernel.isa.group, kernel.isa.group)]
 
-    emit_biases(kernel, acc, rows, panel)
-    emit_run(kernel, acc, rows, panel, 0, kernel.groups, read)
+    emit_biases(kernel, acc, panel)
+    emit_run(kernel, acc, panel, 0, kernel.groups, read)
 
 
-def emit_biases(kernel: Kernel, acc: Buffer, rows: int, panel: Expr) -> None:
+def emit_biases(kernel: Kernel, acc: list[Buffer], panel: Expr) -> None:
     """The accumulators of a block as they begin: with the biases of its columns."""
     isa = kernel.isa
     lane = span(0, isa.lanes)
     for j in range(isa.vectors):
         start = T.Bind(kernel.bias[panel, j, lane])
-        for r in range(rows):
-            T.buffer_store(acc, start, [r * isa.vectors + j, lane])
+        for row in acc:
+            T.buffer_store(row, start, [j, lane])
 
 
 Read = Callable[[int, Expr], Expr]
@@ -255,8 +257,7 @@ Read = Callable[[int, Expr], Expr]
 
 def emit_run(
     kernel: Kernel,
-    acc: Buffer,
-    rows: int,
+    acc: list[Buffer],
     panel: Expr,
     first: Expr | int,
     groups: int,
@@ -267,88 +268,104 @@ def emit_run(
     if whole:
         with T.serial(whole) as step:
             for u in range(UNROLL):
-                _emit_group(kernel, acc, rows, panel, first, step * UNROLL + u, read)
+                _emit_group(kernel, acc, panel, first, step * UNROLL + u, read)
     for u in range(odd):
-        _emit_group(kernel, acc, rows, panel, first, T.int32(whole * UNROLL + u), read)
+        _emit_group(kernel, acc, panel, first, T.int32(whole * UNROLL + u), read)
 
 
 def _emit_group(
-    kernel: Kernel, acc: Buffer, rows: int, panel: Expr, first: Expr | int, k: Expr, read: Read
+    kernel: Kernel,
+    acc: list[Buffer],
+    panel: Expr,
+    first: Expr | int,
+    k: Expr,
+    read: Read,
 ) -> None:
     isa = kernel.isa
     lane = span(0, isa.lanes)
     operands = typed(isa.stored, isa.slots)
     slot = span(0, isa.slots)
     weights = [T.Bind(kernel.weight[panel, first + k, j, slot]) for j in range(isa.vectors)]
-    for r in range(rows):
+    for r, row in enumerate(acc):
         spread = T.broadcast(T.reinterpret("int32", read(r, k)), isa.lanes)
         value = T.Bind(T.reinterpret(operands, spread))
         for j in range(isa.vectors):
-            index = [r * isa.vectors + j, lane]
-            T.buffer_store(acc, dot(isa, acc[tuple(index)], value, weights[j]), index)
+            T.buffer_store(row, dot(isa, row[j, lane], value, weights[j]), [j, lane])
 
 
-def emit_stores(kernel: Kernel, acc: Buffer, rows: int, panel: Expr, row0: Expr) -> None:
-    """Requantise a block's accumulators and store them from row `row0` of the output on."""
-    gemm, isa = kernel.gemm, kernel.isa
-    left = gemm.n % isa.panel
+def emit_stores(kernel: Kernel, acc: list[Buffer], panel: Expr, row0: Expr) -> None:
+    """Requantise a block's accumulators and store them from row `row0` of the output on.
+
+    Rows past the last one are left out. Row by row from the stack, in code for one row.
+    """
+    isa = kernel.isa
+    lane = span(0, isa.lanes)
+    together = max(1, (STACK - 1) // (4 * isa.panel))
+    for first in range(0, len(acc), together):
+        count = min(together, len(acc) - first)
+        sums = T.alloc_buffer((count * isa.vectors, isa.lanes), "int32", scope="global")
+        for r in range(count):
+            for j in range(isa.vectors):
+                T.buffer_store(sums, acc[first + r][j, lane], [r * isa.vectors + j, lane])
+        _emit_rows(kernel, sums, count, panel, row0 + first)
+
+
+def _emit_rows(kernel: Kernel, sums: Buffer, rows: int, panel: Expr, row0: Expr) -> None:
+    left = kernel.gemm.n % kernel.isa.panel
     if left == 0:
-        _emit_full(kernel, acc, rows, panel, row0)
+        _emit_full(kernel, sums, rows, panel, row0)
         return
-    if gemm.n < isa.panel:
-        _emit_partial(kernel, acc, rows, panel, row0, left)
+    if kernel.gemm.n < kernel.isa.panel:
+        _emit_partial(kernel, sums, rows, panel, row0, left)
         return
     with T.If(panel < kernel.panels - 1):
         with T.Then():
-            _emit_full(kernel, acc, rows, panel, row0)
+            _emit_full(kernel, sums, rows, panel, row0)
         with T.Else():
-            _emit_partial(kernel, acc, rows, panel, row0, left)
+            _emit_partial(kernel, sums, rows, panel, row0, left)
 
 
-def _emit_full(kernel: Kernel, acc: Buffer, rows: int, panel: Expr, row0: Expr) -> None:
-    for r in range(rows):
-        values = _values(kernel, acc, r, panel)
+def _emit_full(kernel: Kernel, sums: Buffer, rows: int, panel: Expr, row0: Expr) -> None:
+    with T.serial(T.min(rows, kernel.gemm.m - row0)) as r:
+        values = _values(kernel, sums, r, panel)
         lanes = kernel.isa.panel // len(values)
         for i, value in enumerate(values):
             _store(kernel, value, row0 + r, panel * kernel.isa.panel + i * lanes, lanes)
 
 
 def _emit_partial(
-    kernel: Kernel, acc: Buffer, rows: int, panel: Expr, row0: Expr, left: int
+    kernel: Kernel, sums: Buffer, rows: int, panel: Expr, row0: Expr, left: int
 ) -> None:
-    # Through a block-sized buffer, so that the last columns leave in pieces and none beyond them.
+    # Through a buffer, so that the last columns leave in pieces and none beyond them.
     isa = kernel.isa
-    dtype = kernel.gemm.value_dtype
-    block = T.alloc_buffer((rows, isa.panel), dtype, scope="global")
-    lanes = isa.panel
-    for r in range(rows):
-        values = _values(kernel, acc, r, panel)
+    buffer = T.alloc_buffer((isa.panel,), kernel.gemm.value_dtype, scope="global")
+    with T.serial(T.min(rows, kernel.gemm.m - row0)) as r:
+        values = _values(kernel, sums, r, panel)
         lanes = isa.panel // len(values)
         for i, value in enumerate(values):
-            T.buffer_store(block, value, [r, span(i * lanes, lanes)])
-    with T.serial(rows) as r:
+            T.buffer_store(buffer, value, [span(i * lanes, lanes)])
         for offset, width in pieces(left, lanes):
-            value = block[r, span(offset, width)]
+            value = buffer[span(offset, width)]
             _store(kernel, value, row0 + r, panel * isa.panel + offset, width)
 
 
-def _values(kernel: Kernel, acc: Buffer, row: int, panel: Expr) -> list[Expr]:
+def _values(kernel: Kernel, sums: Buffer, row: Expr, panel: Expr) -> list[Expr]:
     """The results of one row of a block: vectors of `value_dtype` that follow each other."""
     isa, requant = kernel.isa, kernel.gemm.requant
     lane = span(0, isa.lanes)
-    sums = [acc[row * isa.vectors + j, lane] for j in range(isa.vectors)]
+    found = [sums[row * isa.vectors + j, lane] for j in range(isa.vectors)]
     if requant is None or kernel.mult is None or kernel.scalars is None:
-        return sums
+        return found
     given = kernel.scalars
     if fits_high_half(requant):
         scaled = [
             high_half(s, [kernel.mult[panel, j, form, lane] for form in range(3)], given)
-            for j, s in enumerate(sums)
+            for j, s in enumerate(found)
         ]
     else:
         scaled = [
             exact_int64(s, kernel.mult[panel, j, 0, lane], requant, given)
-            for j, s in enumerate(sums)
+            for j, s in enumerate(found)
         ]
     return narrow([T.Bind(s) for s in scaled], requant, isa)
 

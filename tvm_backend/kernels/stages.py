@@ -34,7 +34,7 @@ from iqvit.tvm_backend.kernels.integers import (
 )
 from iqvit.tvm_backend.kernels.isa import Isa
 from iqvit.tvm_backend.kernels.script import Buffer, Expr, T
-from iqvit.tvm_backend.kernels.tables import ENTRIES, byte_entry, entry_or_zero
+from iqvit.tvm_backend.kernels.tables import ENTRIES, byte_entry, entry_or_zero, padded
 from iqvit.tvm_backend.kernels.vector import clamp, lanes_of, span, splat
 
 Types = tuple[IntType, ...]
@@ -50,7 +50,7 @@ class Operand:
     kind: str
     """`full` (one element for each result), `channel` (one a column), `row`, `single`, or one not
     read by position: `table`, `bytes` (a table of 8-bit entries, four in an element), `segments` (a
-    table of 256 entries, zero beyond), `scalars`."""
+    table in registers, zero beyond it), `scalars`."""
     dtype: str
     size: int
 
@@ -212,8 +212,11 @@ def _rectified(at: _Place) -> Expr:
     value, zero = at.value, at.const(0)
     u = keep(T.max(value, zero - value))
     index = T.min(u >> at.lane(0), at.lane(1))
-    segments = at.stage.operands[0].kind == "segments"
-    entry = keep((entry_or_zero if segments else gather)(at.buffers[0], index, at.isa))
+    table = at.stage.operands[0]
+    if table.kind == "segments":
+        entry = keep(entry_or_zero(at.buffers[0], table.size, index, at.isa))
+    else:
+        entry = keep(gather(at.buffers[0], index, at.isa))
     part = u & at.lane(2)
     if at.lanes == at.isa.lanes:
         # (rise, left) . (part, 2**step) is both terms of the interpolation at once.
@@ -328,11 +331,11 @@ def _table(op: Op, kind: IntType) -> tuple[Operand, Value] | None:
         if np.abs(rise).max() > LIMITS["int16"][1]:
             return None
         packed = ((table << 16) | (rise & 0xFFFF)).astype(np.int32)
-        if packed.size > ENTRIES and packed[ENTRIES:].any():
+        used = np.trim_zeros(packed, "b")
+        if used.size > ENTRIES:
             return Operand("table", "int32", packed.size), packed
-        segments = np.zeros(ENTRIES, np.int32)
-        segments[: packed.size] = packed[:ENTRIES]
-        return Operand("segments", "int32", ENTRIES), segments
+        segments = np.pad(used, (0, padded(max(1, used.size)) - used.size))
+        return Operand("segments", "int32", segments.size), segments
     return Operand("table", "int32", table.size), table.astype(np.int32)
 
 

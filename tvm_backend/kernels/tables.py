@@ -1,4 +1,4 @@
-"""Look-ups in tables of 256 entries; where registers can be permuted, the table lies in them."""
+"""Look-ups in small tables; where registers can be permuted, the table lies in them."""
 
 from iqvit.tvm_backend.kernels.integers import gather, keep
 from iqvit.tvm_backend.kernels.isa import Isa
@@ -6,22 +6,28 @@ from iqvit.tvm_backend.kernels.script import Buffer, Expr, T
 from iqvit.tvm_backend.kernels.vector import lanes_of, span, splat
 
 ENTRIES = 256
+"""The largest table that is kept in registers."""
 _HALF = 16  # int32 in a register; a permutation picks from two
 _PERMUTE = "llvm.x86.avx512.vpermi2var.d.512"
 
 
-def entry_or_zero(table: Buffer, index: Expr, isa: Isa) -> Expr:
-    """`table[index]` of 256 int32 for index >= 0, and 0 for an index beyond them.
+def padded(used: int) -> int:
+    """The entries of a table that holds `used`: whole pairs of registers."""
+    return -(-used // (2 * _HALF)) * 2 * _HALF
 
-    8 permutations and 7 blends took half the time of a gather on a Cascade Lake.
+
+def entry_or_zero(table: Buffer, entries: int, index: Expr, isa: Isa) -> Expr:
+    """`table[index]` of `entries` int32 for index >= 0, and 0 for an index beyond them.
+
+    For 256 entries, 8 permutations and 7 blends took half the time of a gather on a Cascade Lake.
     """
     lanes = lanes_of(index)
     index = keep(index)
     if lanes == _HALF and isa.lanes == _HALF:
-        found = _permuted(table, index, ENTRIES)
+        found = _permuted(table, index, entries)
     else:
-        found = gather(table, T.min(index, splat(ENTRIES - 1, "int32", lanes)), isa)
-    inside = index < splat(ENTRIES, "int32", lanes)
+        found = gather(table, T.min(index, splat(entries - 1, "int32", lanes)), isa)
+    inside = index < splat(entries, "int32", lanes)
     return T.Select(inside, found, splat(0, "int32", lanes))
 
 
@@ -52,7 +58,8 @@ def _permuted(table: Buffer, index: Expr, entries: int) -> Expr:
     while len(found) > 1:
         zero = splat(0, "int32", _HALF)
         upper = keep(index & splat(bit, "int32", _HALF))
-        pairs = zip(found[::2], found[1::2], strict=True)
-        found = [keep(T.Select(upper == zero, low, high)) for low, high in pairs]
+        pairs = zip(found[::2], found[1::2], strict=False)
+        odd = found[len(found) // 2 * 2 :]  # nothing is above it
+        found = [keep(T.Select(upper == zero, low, high)) for low, high in pairs] + odd
         bit *= 2
     return found[0]

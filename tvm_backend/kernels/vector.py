@@ -16,6 +16,10 @@ def function_attributes(name: str) -> dict[str, object]:
     return {"global_symbol": name, "tirx.noalias": True, KERNEL: True}
 
 
+STACK = 1024
+"""Bytes from which on TVM takes a buffer from a pool, and not from the stack."""
+
+
 def splat(value: int | Expr, dtype: str, lanes: int) -> Expr:
     """`value` of type `dtype` in every one of `lanes` lanes; a plain scalar for one lane."""
     scalar = getattr(T, dtype)(value) if isinstance(value, int) else value
