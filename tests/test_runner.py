@@ -5,6 +5,7 @@ ARM runs need `qemu-aarch64-static` (or `qemu-aarch64`), a C library for it unde
 apache-tvm and apache-tvm-ffi; `.ci/run` prepares that. Without them they are skipped.
 """
 
+import importlib
 import os
 import shutil
 import subprocess
@@ -35,11 +36,7 @@ from iqvit.tvm_backend.pipeline import build
 from iqvit.tvm_backend.plan import FAST, Step, plain_nodes, plan
 from iqvit.tvm_backend.targets import TARGETS, missing_features
 
-SYSROOT = Path("/usr/aarch64-linux-gnu")
 HERE = {"tvm": Path(tvm.__file__).parent, "tvm_ffi": Path(tvm_ffi.__file__).parent}
-SOURCE = Path(tvm_backend.__path__[0]) / "runner" / "runner.c"
-# A Cortex-A53 has no dot product.
-CPUS = {"arm64-i8mm": "max", "arm64-dotprod": "max", "arm64-neon": "cortex-a53"}
 ARM = [name for name, target in TARGETS.items() if target.machine == "aarch64"]
 
 
@@ -59,23 +56,18 @@ def images():
     return found
 
 
-def answer(graph, images):
+@pytest.fixture(scope="module")
+def emulated_board(request):
+    """The script of that name, which builds and runs the runner."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(request.config.rootpath / "benchmarks")
+        yield importlib.import_module("emulated_board")
+
+
+@pytest.fixture(scope="module")
+def answer(emulated_board, graph, images):
     """The bytes that the runner should write."""
-    results = run(graph, torch.from_numpy(images))
-    rows = range(len(images))
-    return b"".join(results[name][i].numpy().tobytes() for i in rows for name in graph.outputs)
-
-
-def build_runner(folder, compiler, packages):
-    """The runner, by its own build line."""
-    tvm_folder, ffi = packages["tvm"], packages["tvm_ffi"]
-    libraries = [tvm_folder / "lib", ffi / "lib"]
-    command = [*compiler, "-O2", "-Wall", "-Wextra", "-Werror", "-o", folder / "runner"]
-    command += [SOURCE, f"-I{ffi / 'include'}", *(f"-L{p}" for p in libraries)]
-    command += ["-Wl,--no-as-needed", "-ltvm_runtime", "-ltvm_ffi", "-Wl,--allow-shlib-undefined"]
-    command += ["-Wl,-rpath," + ":".join(map(str, libraries))]
-    subprocess.run(command, check=True)
-    return folder / "runner"
+    return b"".join(emulated_board.answer(graph, images))
 
 
 def call(*command, stdin=None):
@@ -83,32 +75,32 @@ def call(*command, stdin=None):
 
 
 @pytest.fixture(scope="module")
-def here(graph, tmp_path_factory):
+def here(emulated_board, graph, tmp_path_factory):
     """A runner for this machine and an artifact that takes frames of a camera."""
     if shutil.which("gcc") is None:
         pytest.skip("gcc is not installed")
     place = tmp_path_factory.mktemp("here")
     artifact = tvm_backend.compile(graph, place / "artifact", input_layout="nhwc")
-    return build_runner(place, ["gcc"], HERE), artifact
+    return emulated_board.build_runner(place, ["gcc"], HERE), artifact
 
 
-def test_frames_of_a_camera_give_the_integers_of_the_interpreter(here, graph, images, tmp_path):
+def test_frames_of_a_camera_give_the_integers_of_the_interpreter(here, answer, images, tmp_path):
     runner, artifact = here
     (tmp_path / "frames").write_bytes(images.transpose(0, 2, 3, 1).tobytes())
     options = ["-t", "1", "-r", "3", "-o", tmp_path / "out"]
     done = call(runner, *options, artifact, tmp_path / "frames")
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "out").read_bytes() == answer(graph, images)
+    assert (tmp_path / "out").read_bytes() == answer
     lines = dict(line.split() for line in done.stderr.decode().splitlines())
     assert lines["frames"] == "4"
     assert 0 < float(lines["latency_min_ms"]) <= float(lines["latency_ms"])
 
 
-def test_frames_from_a_pipe_and_results_into_one(here, graph, images):
+def test_frames_from_a_pipe_and_results_into_one(here, answer, images):
     runner, artifact = here
     frames = images.transpose(0, 2, 3, 1).tobytes()
     done = call(runner, "-o", "-", artifact, "-", stdin=frames)
-    assert (done.returncode, done.stdout) == (0, answer(graph, images))
+    assert (done.returncode, done.stdout) == (0, answer)
 
 
 @pytest.mark.parametrize(
@@ -205,34 +197,22 @@ def test_without_a_cross_compiler_it_is_said_what_to_install(graph, tmp_path, mo
 
 
 @pytest.fixture(scope="module")
-def board(tmp_path_factory):
-    """`board(cpu, artifact, frames)`: what the runner writes on an emulated ARM."""
-    qemu = shutil.which("qemu-aarch64-static") or shutil.which("qemu-aarch64")
-    packages = {name: Path(os.environ.get("IQVIT_ARM_RUNTIME", "")) / name for name in HERE}
-    if qemu is None:
-        pytest.skip("qemu-aarch64 is not installed")
-    if not (SYSROOT / "lib").is_dir():
-        pytest.skip(f"there is no C library for ARM in {SYSROOT}")
-    if not (packages["tvm"] / "lib").is_dir():
+def board(emulated_board, tmp_path_factory):
+    """An emulated ARM with the runner."""
+    if not (Path(os.environ.get("IQVIT_ARM_RUNTIME", "")) / "tvm" / "lib").is_dir():
         pytest.skip("IQVIT_ARM_RUNTIME names no folder with TVM's runtime for ARM")
-    compiler = [part.replace("c++", "cc").replace("g++", "gcc") for part in cross_compiler()]
-    place = tmp_path_factory.mktemp("board")
-
-    def emulate(cpu, artifact, frames):
-        if not (place / "runner").exists():
-            build_runner(place, compiler, packages)
-        command = [qemu, "-cpu", cpu, "-L", SYSROOT, place / "runner", "-t", "2", "-o", "-"]
-        done = call(*command, artifact, "-", stdin=frames)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    return emulate
+    try:
+        return emulated_board.board(tmp_path_factory.mktemp("board"))
+    except TargetError as error:
+        pytest.skip(str(error))
 
 
 @pytest.mark.parametrize("target", ARM)
-def test_arm_gives_the_integers_of_the_interpreter(target, board, graph, images, for_arm):
+def test_arm_gives_the_integers_of_the_interpreter(
+    target, emulated_board, board, answer, images, for_arm
+):
     frames = images.transpose(0, 2, 3, 1).tobytes()
-    assert board(CPUS[target], for_arm[target], frames) == answer(graph, images)
+    assert board.results(emulated_board.CPUS[target], for_arm[target], frames) == answer
 
 
 class Loose:
@@ -299,6 +279,24 @@ def samples_library(target, folder):
     return [(sample, free) for sample, _, _, free in taken]
 
 
+def test_instructions_of_an_inference_are_counted(emulated_board, board, images, for_arm):
+    frame = images[0].transpose(1, 2, 0).tobytes()
+    folder, cpu = for_arm["arm64-dotprod"], emulated_board.CPUS["arm64-dotprod"]
+    one, two, three = (board.instructions(cpu, folder, frame * n) for n in (1, 2, 3))
+    assert 10_000 < two - one < one
+    assert abs((three - two) - (two - one)) < 0.05 * (two - one)
+
+
+def test_instructions_of_a_log(emulated_board):
+    block = "----------------\nIN: main\n0x{at:08x}:  d503201f  nop\n0x{then:08x}:  d65f03c0  ret\n"
+    trace = "Trace 0: 0x7f94f8a00100 [0000000001009331/{at:016x}/00000001/00000200] main\n"
+    first, second = (block.format(at=at, then=at + 4) for at in (64, 96))
+    short = "IN: main\n0x00000044:  d65f03c0  ret\n"
+    traces = {at: trace.format(at=at) for at in (64, 68, 96)}
+    log = first + traces[64] * 3 + second + traces[96] + short + traces[68] + traces[64]
+    assert emulated_board.executed(log.splitlines(keepends=True)) == 2 * 5 + 1
+
+
 def draw(kind, mode, rng):
     if mode == "extreme":
         return rng.choice([kind.lo, kind.hi], kind.shape).astype(kind.dtype)
@@ -306,7 +304,9 @@ def draw(kind, mode, rng):
 
 
 @pytest.mark.parametrize("target", ARM)
-def test_every_kernel_on_arm_gives_the_integers_of_its_operator(target, board, tmp_path):
+def test_every_kernel_on_arm_gives_the_integers_of_its_operator(
+    target, emulated_board, board, tmp_path
+):
     taken = samples_library(TARGETS[target], tmp_path / "samples")
     assert machine_code(tmp_path / "samples" / "model.so").found == ()
     assert {sample.op.NAME for sample, _ in taken} >= {"attention", "layernorm", "linear"}
@@ -322,7 +322,7 @@ def test_every_kernel_on_arm_gives_the_integers_of_its_operator(target, board, t
                 for i, kind in enumerate(sample.inputs)
             ]
             expected.append((sample, sample.op.run(*args).numpy()))
-    written = board(CPUS[target], tmp_path / "samples", frames)
+    written = board.results(emulated_board.CPUS[target], tmp_path / "samples", frames)
     at = 0
     for sample, value in expected:
         found = np.frombuffer(written, value.dtype, value.size, at).reshape(value.shape)

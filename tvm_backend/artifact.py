@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -63,8 +63,16 @@ def write_artifact(
     holds something that is not an artifact, or cannot be written; `GraphError` for a library with
     float instructions (`machine_code`); `TargetError` where nothing links for the machine.
     """
-    folder = Path(folder)
     check_manifest({**manifest}, REQUIRED, "the manifest to write")
+    return put_folder(folder, lambda beside: _fill(beside, executable, manifest, machine))
+
+
+def put_folder(folder: str | os.PathLike[str], fill: Callable[[Path], Any]) -> Path:
+    """An artifact folder that `fill` fills beside its place before it is renamed.
+
+    Raises `FileFormatError` where something else lies there, or it cannot be written.
+    """
+    folder = Path(folder)
     if folder.exists() and not _replaceable(folder):
         raise FileFormatError(f"{folder} exists and is not an artifact; remove it or name another")
     try:
@@ -73,7 +81,8 @@ def write_artifact(
     except OSError as error:
         raise FileFormatError(f"cannot write {folder}: {error.strerror or error}") from error
     try:
-        _fill(beside, executable, manifest, machine)
+        fill(beside)
+        beside.chmod(0o755)
         _swap(beside, folder)
     except OSError as error:
         raise FileFormatError(f"cannot write {folder}: {error.strerror or error}") from error
@@ -169,7 +178,6 @@ def _fill(
     (folder / MANIFEST).write_text(text, encoding="utf-8")
     (folder / TENSORS).write_text(tensors_text(manifest), encoding="utf-8")
     shutil.copyfile(Path(__file__).parent / "runner" / RUNNER, folder / RUNNER)
-    folder.chmod(0o755)
 
 
 def tensors_text(manifest: Mapping[str, Any]) -> str:

@@ -10,6 +10,7 @@ from iqvit.cost import cost
 from iqvit.intgraph import IntGraph, Node, qparams_json
 from iqvit.tvm_backend.arrange import arrange
 from iqvit.tvm_backend.artifact import write_artifact
+from iqvit.tvm_backend.cache import add, key_of, take
 from iqvit.tvm_backend.input_layout import NCHW, with_layout
 from iqvit.tvm_backend.lower import lower_steps
 from iqvit.tvm_backend.pipeline import build
@@ -26,12 +27,15 @@ def compile(
     target: Target | str = HOST,
     progress: Progress | None = None,
     input_layout: str = NCHW,
+    cache: Path | None = None,
 ) -> Path:
     """Compile `graph` for `target` and write the artifact folder; returns it.
 
     `progress` is told "lower", "build" and "write". The folder holds `artifact.FILES`; an artifact
     that was there is replaced. With the `input_layout` "nhwc" the library takes images as cameras
-    give them, uint8 [1, H, W, C]; `load` takes [N, C, H, W] for either.
+    give them, uint8 [1, H, W, C]; `load` takes [N, C, H, W] for either. `cache` is a folder of what
+    was compiled before (`cache.usual_cache()`): the same program for the same target is copied from
+    there, and "cached" told; otherwise it is added.
 
     Raises `TargetError` for an unknown target or one that nothing here links for, `GraphError` for
     an unknown layout or if any float is in the lowered program or the machine code,
@@ -39,6 +43,10 @@ def compile(
     """
     chosen = resolve(target) if isinstance(target, str) else target
     tell = progress or (lambda _stage: None)
+    key = "" if cache is None else key_of(graph, chosen, input_layout)
+    if cache is not None and take(cache, key, Path(folder)):
+        tell("cached")
+        return Path(folder)
     tell("lower")
     moved = with_layout(graph, input_layout)
     arranged = arrange(moved, chosen)
@@ -52,7 +60,10 @@ def compile(
         "inputs": [_tensor(graph.input.name, moved.input)],
         "input_layout": input_layout,
     }
-    return write_artifact(folder, executable, manifest, chosen.machine)
+    written = write_artifact(folder, executable, manifest, chosen.machine)
+    if cache is not None:
+        add(cache, key, written)
+    return written
 
 
 def manifest_of(graph: IntGraph, target: Target, steps: list[Step]) -> dict[str, Any]:

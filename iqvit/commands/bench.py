@@ -112,11 +112,12 @@ def open_for_timing(
     if path.suffix == ".iqv" or path.is_file():
         from iqvit import tvm_backend
         from iqvit.serialize import load
+        from iqvit.tvm_backend.cache import usual_cache
 
         graph = load(path)
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "artifact"
         report(f"compiling {model}", 0, 0)
-        tvm_backend.compile(graph, folder)
+        tvm_backend.compile(graph, folder, cache=usual_cache())
         report(f"compiling {model}", 1, 1)
         subject = open_artifact(folder)
         return Subject(**{**vars(subject), "name": model})

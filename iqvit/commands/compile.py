@@ -26,6 +26,9 @@ def compile_graph(
             "--input-layout", metavar="nchw|nhwc", help="nhwc: frames as cameras give them."
         ),
     ] = "nchw",
+    fresh: Annotated[
+        bool, typer.Option("--no-cache", help="Compile even what was compiled before.")
+    ] = False,
     json: Json = None,
 ) -> None:
     """Compile an .iqv with TVM into an artifact folder: model.so, manifest.json and a runner in C.
@@ -37,6 +40,8 @@ def compile_graph(
 
     The lowered program is checked to hold no float type, and the library's machine code to hold no
     float instruction. An artifact that is there already is replaced; anything else is left alone.
+    The same program is compiled once for a target: copies are kept in ~/.cache/iqvit, or where
+    IQVIT_CACHE says (`off`: nowhere), and `cached` says that this is one.
     Next: `iqvit predict artifact/ photo.jpg`, `iqvit bench artifact/`. For a board `pip install
     ziglang` links for ARM here, and runner.c in the artifact runs there without Python.
     """
@@ -46,6 +51,7 @@ def compile_graph(
     from iqvit.cost import cost
     from iqvit.serialize import load
     from iqvit.tvm_backend.artifact import read_manifest
+    from iqvit.tvm_backend.cache import usual_cache
     from iqvit.tvm_backend.targets import resolve
 
     chosen = resolve(target)
@@ -53,8 +59,15 @@ def compile_graph(
     graph = load(model)
     from iqvit import tvm_backend
 
+    stages: list[str] = []
     with screen.progress() as report, screen.staged(report) as begin:
-        tvm_backend.compile(graph, output, chosen, begin, input_layout)
+
+        def tell(stage: str) -> None:
+            stages.append(stage)
+            begin(stage)
+
+        cache = None if fresh else usual_cache()
+        tvm_backend.compile(graph, output, chosen, tell, input_layout, cache)
     spent, code = cost(graph), read_manifest(output)["machine_code"]
     found = {
         "target": chosen.name,
@@ -64,6 +77,7 @@ def compile_graph(
         "file_bytes": sum(file.stat().st_size for file in output.iterdir()),
         "graph_hash": graph.hash,
         **{key: code[key] for key in ("instructions", "float_instructions")},
+        "cached": int(stages == ["cached"]),
         "seconds": time.perf_counter() - begun,
     }
     write_metrics(json, found)
