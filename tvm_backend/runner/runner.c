@@ -9,7 +9,7 @@
  *         endian, one after the other, without headers; "-" is stdout.
  * RUNS    how often each frame is run (1); THREADS defaults to one for each core.
  *
- * Latencies go to stderr. The exit status is 0, or 2 after a message.
+ * Latencies and the peak of memory go to stderr. The exit status is 0, or 2 after a message.
  *
  * Build, with TVM and TVM_FFI the folders `tvm` and `tvm_ffi` of the wheels apache-tvm and
  * apache-tvm-ffi, of the versions in manifest.json (wheels are zip files; those for another machine
@@ -230,6 +230,18 @@ static FILE *open_or_standard(const char *path, const char *mode, FILE *standard
   return file;
 }
 
+/* The largest resident set so far, where the kernel says it. */
+static void tell_memory(void) {
+  FILE *status = fopen("/proc/self/status", "r");
+  if (status == NULL) return;
+  char line[256];
+  long kilobytes;
+  while (fgets(line, sizeof line, status) != NULL)
+    if (sscanf(line, "VmHWM: %ld kB", &kilobytes) == 1)
+      fprintf(stderr, "peak_memory_kb %ld\n", kilobytes);
+  fclose(status);
+}
+
 int main(int count, char **arguments) {
   int threads = 0, runs = 1, at = 1;
   const char *out_path = NULL;
@@ -276,5 +288,6 @@ int main(int count, char **arguments) {
   qsort(times, done, sizeof *times, ascending);
   fprintf(stderr, "frames %zu\nlatency_ms %.3f\nlatency_p90_ms %.3f\nlatency_min_ms %.3f\n",
           done / (size_t)runs, times[done / 2], times[done * 9 / 10], times[0]);
+  tell_memory();
   return 0;
 }
