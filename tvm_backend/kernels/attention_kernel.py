@@ -12,7 +12,13 @@ from dataclasses import dataclass
 
 from iqvit.inttype import LIMITS
 from iqvit.ops.exp2 import full_scale
-from iqvit.tvm_backend.kernels.exponential import Exp2Scalars, emit_exp2
+from iqvit.tvm_backend.kernels.exponential import (
+    BYTES,
+    Exp2Scalars,
+    emit_exp2,
+    emit_exp2_bytes,
+    takes_words,
+)
 from iqvit.tvm_backend.kernels.instructions import dot
 from iqvit.tvm_backend.kernels.integers import (
     Wide,
@@ -322,11 +328,16 @@ def _emit_weights(kernel: _Kernel, scores: Buffer, top: Buffer) -> tuple[Buffer,
     ones = splat(sum(1 << i * kernel.bits for i in range(isa.group)), "int32", lanes)
 
     def pack(group: Expr | int, members: int) -> None:
-        packed = splat(0, "int32", lanes)
-        for member in range(members):
-            score = scores[group * isa.group + member, lane]
-            p = emit_exp2(exp, top[lane] - score, full, isa)
-            packed = packed | (p << splat(member * kernel.bits, "int32", lanes))
+        differences = [
+            top[lane] - scores[group * isa.group + member, lane] for member in range(members)
+        ]
+        if members == BYTES and takes_words(isa):
+            packed = emit_exp2_bytes(exp, differences)
+        else:
+            packed = splat(0, "int32", lanes)
+            for member, difference in enumerate(differences):
+                p = emit_exp2(exp, difference, full, isa)
+                packed = packed | (p << splat(member * kernel.bits, "int32", lanes))
         if kernel.lowers:
             packed = packed ^ splat(T.int32(-0x7F7F7F80), "int32", lanes)
         packed = keep(packed)

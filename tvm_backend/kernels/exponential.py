@@ -6,7 +6,12 @@ from iqvit.ops.exp2 import C1, C2, C3, OCTAVES, ONE
 from iqvit.tvm_backend.kernels.integers import keep, madd
 from iqvit.tvm_backend.kernels.isa import Isa
 from iqvit.tvm_backend.kernels.script import Expr, T
-from iqvit.tvm_backend.kernels.vector import HALVES, splat
+from iqvit.tvm_backend.kernels.vector import HALVES, lanes_of, splat, typed
+
+BYTES = 4
+"""Vectors that `emit_exp2_bytes` takes, one for each byte of an int32."""
+_HIGH_PRODUCT = "llvm.x86.avx512.pmulhu.w.512"
+_SHIFT_RIGHT = "llvm.x86.avx512.psrlv.w.512"
 
 
 @dataclass(frozen=True)
@@ -44,3 +49,53 @@ def emit_exp2(exp: Exp2Scalars, d: Expr, full: int, isa: Isa) -> Expr:
     octave = keep(t >> const(15))
     half = const(1 << 14) << octave
     return (scaled + half) >> (octave + const(15))
+
+
+def takes_words(isa: Isa) -> bool:
+    """Whether `emit_exp2_bytes` has its instructions: 16-bit lanes that are shifted one by one."""
+    return isa.lanes == 16
+
+
+def emit_exp2_bytes(exp: Exp2Scalars, differences: list[Expr]) -> Expr:
+    """`Exp2.run(d, 255)` of four vectors of int32 d >= 0, as the bytes of lanes, in their order.
+
+    The polynomial takes two vectors at a time in 16-bit lanes, where one instruction is product and
+    shift: with `g = 2f`, `f*c >> 15` is the upper half of `g*c`. The end is exact, too: with
+    `b = part*255 >> 7`, the rounded shift by `15 + octave` is `((b >> 7+octave) + 1) >> 1`.
+    """
+    even, odd = (_words(exp, differences[i], differences[i + 2]) for i in (0, 1))
+    lanes = lanes_of(even)
+    low = (even >> splat(1, "int32", lanes)) & splat(0x00FF00FF, "int32", lanes)
+    high = (odd << splat(7, "int32", lanes)) & splat(T.int32(-0x00FF0100), "int32", lanes)
+    return low | high
+
+
+def _words(exp: Exp2Scalars, first: Expr, second: Expr) -> Expr:
+    """Twice the results and one more, of two vectors, in the lower and upper halves of lanes."""
+    lanes = lanes_of(first)
+    words = typed("uint16", 2 * lanes)
+
+    def const(value: Expr | int) -> Expr:
+        return splat(value, "int32", lanes)
+
+    def word(value: int) -> Expr:
+        return T.broadcast(T.uint16(value), 2 * lanes)
+
+    def high(a: Expr, b: Expr) -> Expr:
+        return T.call_llvm_pure_intrin(words, _HIGH_PRODUCT, a, b)
+
+    twice = []
+    for d in (first, second):
+        steps = T.min(d >> const(exp.pre), const(exp.cap))
+        t = (steps * const(exp.multiplier)) >> const(exp.shift)
+        t = keep(T.min(t, const(OCTAVES * ONE - 1)))
+        twice.append(keep(t + t))
+    lower, upper = const(0xFFFF), const(T.int32(-0x10000))
+    g = keep((twice[0] & lower) | (twice[1] << const(16)))
+    octave = keep(((twice[0] >> const(16)) & lower) | (twice[1] & upper))
+    g, octave = (T.reinterpret(words, value) for value in (g, octave))
+    middle = word(C1) - high(g, word(C2) - high(g, word(C3)))
+    part = keep(word(ONE) - high(g, middle))
+    b = part + part - high(part + word(127), word(512))
+    shifted = T.call_llvm_pure_intrin(words, _SHIFT_RIGHT, b, octave + word(7))
+    return keep(T.reinterpret(typed("int32", lanes), shifted + word(1)))

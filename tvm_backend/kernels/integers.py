@@ -85,6 +85,15 @@ def narrow(value: Wide) -> Expr:
     return T.reinterpret(f"int32x{2 * lanes}", low | (odd << splat(32, "int64", lanes)))
 
 
+def upper_halves(value: Wide) -> Expr:
+    """The upper 32 bits of int64 lanes, as int32."""
+    lanes = sum(lanes_of(part) for part in value.parts)
+    if len(value.parts) == 1 or lanes == HALVES:
+        return narrow(value >> 32)
+    pairs = [T.reinterpret(typed("int32", lanes), part) for part in value.parts]
+    return T.Shuffle(pairs, [(i | 1) + (lanes if i % 2 else 0) for i in range(lanes)])
+
+
 def saturate(value: Wide, lo: int, hi: int, ends: tuple[int, int]) -> Expr:
     """An int64 vector limited to `lo..hi` as int32; `ends` is its range by proof."""
     return limited(value, lo, hi, fits32(*ends))

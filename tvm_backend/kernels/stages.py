@@ -30,6 +30,7 @@ from iqvit.tvm_backend.kernels.integers import (
     madd,
     narrow,
     parts_of,
+    upper_halves,
     widen,
 )
 from iqvit.tvm_backend.kernels.isa import Isa
@@ -77,6 +78,8 @@ class Stage:
     operands: tuple[Operand, ...]
     least: int = 0
     """The input that a `lookup` table begins with."""
+    upper: bool = False
+    """Whether a `rectified` reads the upper halves of its products alone (`_by_upper_halves`)."""
 
     def extras(self, rows: int, columns: int, prefix: str) -> tuple[Extra, ...]:
         """The parameters for the operands."""
@@ -198,8 +201,15 @@ def _rectified_scalars(op: Rectified, types: Types, _: int) -> Scalars:
         for m in (types[2].lo, types[2].hi)
         for z in (types[3].lo, types[3].hi)
     ]
-    scalars = (op.step, last, mask, one, _half(op.step), op.fraction, half, op.shift)
+    low = 32 if _by_upper_halves(op) and fits32(min(ends), max(ends)) else 0
+    scalars = (op.step, last, mask, one, _half(op.step), op.fraction, half >> low, op.shift - low)
     return scalars, (min(ends), max(ends))
+
+
+def _by_upper_halves(op: Op) -> bool:
+    """Whether the lower halves of a `rectified`'s 64-bit products do not matter: then its rounding
+    constant has no bits there."""
+    return isinstance(op, Rectified) and op.shift >= 33
 
 
 def _value_range(op: Rectified, types: Types) -> tuple[int, int]:
@@ -226,7 +236,11 @@ def _rectified(at: _Place) -> Expr:
         weighted = rise * part + ((entry >> at.const(16)) << at.lane(0))
     bump = (weighted + at.lane(4)) >> at.lane(0)
     v = keep((T.max(value, zero) << at.lane(5)) + bump)
-    scaled = (widen(v) * widen(at.read(1)) + at.scalar(6)) >> at.scalar(7)
+    product = widen(v) * widen(at.read(1))
+    if at.stage.upper:
+        scaled = (upper_halves(product) + at.lane(6)) >> at.lane(7)
+        return clamp(scaled + at.read(2), at.stage.lo, at.stage.hi)
+    scaled = (product + at.scalar(6)) >> at.scalar(7)
     if not at.stage.fits:
         return at.limited(scaled + widen(at.read(2)))
     return clamp(narrow(scaled) + at.read(2), at.stage.lo, at.stage.hi)
@@ -288,7 +302,9 @@ def stage_of(graph: IntGraph, node: Node, place: int) -> tuple[Stage, list[Value
     values.append(np.array(scalars, np.int64))
     lo, hi = (op.lo, op.hi) if isinstance(op, LIMITED) else (node.type.lo, node.type.hi)
     least = LIMITS[types[0].dtype][0] if isinstance(op, Lookup) else 0
-    stage = Stage(type(op), node.type.dtype, lo, hi, fits32(*ends), tuple(operands), least)
+    fits = fits32(*ends)
+    upper = fits and _by_upper_halves(op)
+    stage = Stage(type(op), node.type.dtype, lo, hi, fits, tuple(operands), least, upper)
     return stage, values
 
 

@@ -1,0 +1,59 @@
+"""The exponential of attention in 16-bit lanes gives the integers of its definition."""
+
+import numpy as np
+import pytest
+import torch
+import tvm
+
+from iqvit.ops.exp2 import Exp2
+from iqvit.tvm_backend.kernels.exponential import (
+    BYTES,
+    Exp2Scalars,
+    emit_exp2_bytes,
+    takes_words,
+)
+from iqvit.tvm_backend.kernels.isa import ISAS
+from iqvit.tvm_backend.kernels.script import IRBuilder, T
+from iqvit.tvm_backend.kernels.vector import function_attributes, span
+from iqvit.tvm_backend.targets import TARGETS, missing_features
+
+TARGET = TARGETS["x86-vnni"]
+LANES = 16
+COUNT = 1 << 16
+
+
+def kernel(exp):
+    """`bytes(d int32 [COUNT / 64, 4, 16], out int32 [COUNT / 64, 16])`."""
+    blocks = COUNT // (BYTES * LANES)
+    with IRBuilder() as builder, T.prim_func(s_tir=True):
+        T.func_name("bytes")
+        T.func_attr(function_attributes("bytes"))
+        d = T.arg("d", T.buffer((blocks, BYTES, LANES), "int32"))
+        out = T.arg("out", T.buffer((blocks, LANES), "int32"))
+        numbers = Exp2Scalars(*map(T.int32, (exp.pre, exp.cap, exp.multiplier, exp.shift)))
+        with T.serial(blocks) as i:
+            lane = span(0, LANES)
+            value = emit_exp2_bytes(numbers, [d[i, j, lane] for j in range(BYTES)])
+            T.buffer_store(out, value, [i, lane])
+    return builder.get()
+
+
+def test_only_registers_of_16_lanes_are_shifted_word_by_word():
+    assert [name for name, isa in ISAS.items() if takes_words(isa)] == ["avx512-vnni"]
+
+
+@pytest.mark.parametrize("factor", [2e-5, 4e-4, 0.011, 0.7, 9.0])
+def test_every_difference_up_to_16_bits(factor):
+    missing = missing_features(TARGET.features)
+    if missing:
+        pytest.skip(f"this CPU lacks {', '.join(missing)}")
+    exp = Exp2.of(factor)
+    run = tvm.compile(tvm.IRModule({"bytes": kernel(exp)}), target=TARGET.tvm_target())["bytes"]
+    d = np.arange(COUNT, dtype=np.int32)
+    d[-LANES:] = 2**31 - 1 - np.arange(LANES)  # and the largest that there are
+    blocks = d.reshape(-1, BYTES, LANES)
+    out = tvm.runtime.tensor(np.zeros((len(blocks), LANES), np.int32))
+    run(tvm.runtime.tensor(blocks), out)
+    got = out.numpy().view(np.uint8).reshape(-1, LANES, BYTES).transpose(0, 2, 1)
+    wanted = exp.run(torch.from_numpy(blocks.astype(np.int64)), 255).numpy()
+    np.testing.assert_array_equal(got, wanted)
