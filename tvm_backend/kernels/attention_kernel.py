@@ -12,13 +12,7 @@ from dataclasses import dataclass
 
 from iqvit.inttype import LIMITS
 from iqvit.ops.exp2 import full_scale
-from iqvit.tvm_backend.kernels.exponential import (
-    BYTES,
-    Exp2Scalars,
-    emit_exp2,
-    emit_exp2_bytes,
-    takes_words,
-)
+from iqvit.tvm_backend.kernels.exponential import Exp2Scalars, emit_exp2_packed
 from iqvit.tvm_backend.kernels.instructions import dot
 from iqvit.tvm_backend.kernels.integers import (
     Wide,
@@ -331,13 +325,7 @@ def _emit_weights(kernel: _Kernel, scores: Buffer, top: Buffer) -> tuple[Buffer,
         differences = [
             top[lane] - scores[group * isa.group + member, lane] for member in range(members)
         ]
-        if members == BYTES and takes_words(isa):
-            packed = emit_exp2_bytes(exp, differences)
-        else:
-            packed = splat(0, "int32", lanes)
-            for member, difference in enumerate(differences):
-                p = emit_exp2(exp, difference, full, isa)
-                packed = packed | (p << splat(member * kernel.bits, "int32", lanes))
+        packed = emit_exp2_packed(exp, differences, full, kernel.bits, isa)
         if kernel.lowers:
             packed = packed ^ splat(T.int32(-0x7F7F7F80), "int32", lanes)
         packed = keep(packed)

@@ -51,6 +51,19 @@ def emit_exp2(exp: Exp2Scalars, d: Expr, full: int, isa: Isa) -> Expr:
     return (scaled + half) >> (octave + const(15))
 
 
+def emit_exp2_packed(
+    exp: Exp2Scalars, differences: list[Expr], full: int, bits: int, isa: Isa
+) -> Expr:
+    """`Exp2.run(d, full)` of vectors of int32 d >= 0, side by side in `bits` of a lane each."""
+    if len(differences) == BYTES and takes_words(isa):
+        return emit_exp2_bytes(exp, differences)
+    packed = splat(0, "int32", isa.lanes)
+    for member, difference in enumerate(differences):
+        p = emit_exp2(exp, difference, full, isa)
+        packed = packed | (p << splat(member * bits, "int32", isa.lanes))
+    return packed
+
+
 def takes_words(isa: Isa) -> bool:
     """Whether `emit_exp2_bytes` has its instructions: 16-bit lanes that are shifted one by one."""
     return isa.lanes == 16
