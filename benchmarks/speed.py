@@ -54,7 +54,6 @@ ROWS: dict[str, tuple[str, tuple[int, int] | None, int | None]] = {
     "rtdetrv2-r18-640": ("{here}/r18_boxes.py:detector", None, None),
 }
 USUAL = "pytorch-float32,onnxruntime-float32,onnxruntime-dynamic,openvino-float32,nncf-transformer"
-BEST_PEER = "nncf-transformer"
 SHOWN = {
     OURS: "iqvit, integers only",
     "pytorch-float32": "PyTorch float32",

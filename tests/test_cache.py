@@ -60,11 +60,14 @@ def test_whatever_decides_an_artifact_is_in_its_key(change, monkeypatch):
     assert cache.key_of(*others[change]) != first
 
 
-def test_a_damaged_copy_is_not_taken(tmp_path):
+@pytest.mark.parametrize("name", sorted(FILES))
+def test_a_damaged_copy_is_not_taken(name, tmp_path):
     kept = tmp_path / "cache"
     stages(program(), tmp_path / "first", kept)
-    (library,) = kept.glob("*/model.so")
-    library.write_bytes(b"not what was compiled")
+    (file,) = kept.glob(f"*/{name}")
+    file.unlink()
+    if name == "model.so":
+        file.write_bytes(b"not what was compiled")
     assert "cached" not in stages(program(), tmp_path / "second", kept)
     read_manifest(tmp_path / "second")
     assert stages(program(), tmp_path / "third", kept) == ["cached"]

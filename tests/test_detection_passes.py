@@ -262,16 +262,18 @@ def joined(net, x):
     return torch.cat([net.wide(x), net.wide(-x).relu()], 1)
 
 
-def test_convolutions_of_joined_values_are_added_up():
+@pytest.mark.parametrize(("twice", "convolutions"), [(False, 4), (True, 3)])
+def test_convolutions_of_joined_values_are_added_up(twice, convolutions):
     kernel = torch.randn(5, 12, 3, 3)
     bias = torch.randn(5)
 
     def forward(net, x):
-        return functional.conv2d(joined(net, x), kernel, bias, stride=2, padding=1)
+        both = torch.cat([y := net.wide(x), y], 1) if twice else joined(net, x)
+        return functional.conv2d(both, kernel, bias, stride=2, padding=1)
 
     names = operators(check(forward))
     assert "cat" not in names
-    assert (names.count("conv2d"), names.count("add")) == (4, 1)
+    assert (names.count("conv2d"), names.count("add")) == (convolutions, 1)
 
 
 @pytest.mark.parametrize("case", ["groups", "reader", "rows"])

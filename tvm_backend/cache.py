@@ -11,7 +11,7 @@ from pathlib import Path
 import iqvit.ops
 from iqvit.errors import FileFormatError
 from iqvit.intgraph import IntGraph
-from iqvit.tvm_backend.artifact import put_folder, read_manifest
+from iqvit.tvm_backend.artifact import FILES, put_folder, read_manifest
 from iqvit.tvm_backend.targets import Target
 
 VARIABLE = "IQVIT_CACHE"
@@ -48,6 +48,8 @@ def take(cache: Path, key: str, folder: Path) -> bool:
     try:
         read_manifest(kept)
     except FileFormatError:
+        return False
+    if any(not (kept / name).is_file() for name in FILES):
         return False
     put_folder(folder, lambda beside: shutil.copytree(kept, beside, dirs_exist_ok=True))
     with suppress(OSError):

@@ -1,4 +1,4 @@
-"""y = conv2d(cat(a, b), w, bias)  ->  y = add(conv2d(a, w[:, :n]), conv2d(b, w[:, n:], bias))
+"""y = conv2d(cat(a, b), w, bias)  ->  y = add(conv2d(a, w[:, :n], bias), conv2d(b, w[:, n:]))
 
 Joined, the branches share one integer scale; apart, each has its own.
 """
@@ -26,14 +26,14 @@ def _is_plain(node: fx.Node) -> bool:
 
 
 def _sum(conv: fx.Node, branches: list[fx.Node]) -> fx.Node:
-    """The convolutions of the branches, added up; the last one has the bias."""
+    """The convolutions of the branches, added up; the first one has the bias."""
     _, weight, bias, *geometry = operands(conv)
     total: fx.Node | None = None
     begin = 0
     for branch in branches:
         end = begin + shape(branch)[1]
         part = add_constant(conv, constant(weight)[:, begin:end], hint_of(weight))
-        offset = bias if branch is branches[-1] else None
+        offset = bias if total is None else None
         term = insert(conv, aten.conv2d.default, branch, part, offset, *geometry)
         total = term if total is None else insert(conv, aten.add.Tensor, total, term)
         begin = end

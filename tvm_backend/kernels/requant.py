@@ -6,6 +6,7 @@ import numpy as np
 
 from iqvit.errors import GraphError
 from iqvit.tvm_backend.kernels.instructions import pack
+from iqvit.tvm_backend.kernels.integers import Wide, upper_halves, widen
 from iqvit.tvm_backend.kernels.isa import Isa
 from iqvit.tvm_backend.kernels.script import Expr, T
 from iqvit.tvm_backend.kernels.vector import HALVES, clamp, lanes_of, limits, splat, typed
@@ -104,23 +105,10 @@ def high_half(acc: Expr, mult: list[Expr], scalars: Scalars) -> Expr:
     natural, even, odd = mult
     lanes = lanes_of(acc)
     if lanes == HALVES:
-        high = upper_halves(acc, natural)
-        return _rounded(high, scalars, lanes)
+        return _rounded(upper_halves(widen(acc) * widen(natural)), scalars, lanes)
     duplicated = T.Shuffle([acc], [i | 1 for i in range(lanes)])
-    product_even = _multiply_even(acc, even)
-    product_odd = _multiply_even(duplicated, odd)
-    halves = [typed_reinterpret("int32", product_even), typed_reinterpret("int32", product_odd)]
-    high = T.Shuffle(halves, [(i | 1) + (lanes if i % 2 else 0) for i in range(lanes)])
-    return _rounded(high, scalars, lanes)
-
-
-def upper_halves(a: Expr, b: Expr) -> Expr:
-    """The upper 32 bits of the products of four int32 lanes, two by two, as ARM multiplies."""
-    parts = []
-    for at in ([0, 1], [2, 3]):
-        low, high = (T.Cast("int64x2", T.Shuffle([x], at)) for x in (a, b))
-        parts.append(T.Cast("int32x2", (low * high) >> splat(32, "int64", 2)))
-    return T.Shuffle(parts, list(range(4)))
+    products = Wide((_multiply_even(acc, even), _multiply_even(duplicated, odd)))
+    return _rounded(upper_halves(products), scalars, lanes)
 
 
 def _rounded(high: Expr, scalars: Scalars, lanes: int) -> Expr:

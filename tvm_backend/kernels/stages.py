@@ -201,15 +201,15 @@ def _rectified_scalars(op: Rectified, types: Types, _: int) -> Scalars:
         for m in (types[2].lo, types[2].hi)
         for z in (types[3].lo, types[3].hi)
     ]
-    low = 32 if _by_upper_halves(op) and fits32(min(ends), max(ends)) else 0
+    low = 32 if _by_upper_halves(op, (min(ends), max(ends))) else 0
     scalars = (op.step, last, mask, one, _half(op.step), op.fraction, half >> low, op.shift - low)
     return scalars, (min(ends), max(ends))
 
 
-def _by_upper_halves(op: Op) -> bool:
-    """Whether the lower halves of a `rectified`'s 64-bit products do not matter: then its rounding
-    constant has no bits there."""
-    return isinstance(op, Rectified) and op.shift >= 33
+def _by_upper_halves(op: Op, ends: tuple[int, int]) -> bool:
+    """Whether a `rectified` of this range needs no lower halves of its 64-bit products: its
+    rounding constant has no bits there, and the rest is in int32."""
+    return isinstance(op, Rectified) and op.shift >= 33 and fits32(*ends)
 
 
 def _value_range(op: Rectified, types: Types) -> tuple[int, int]:
@@ -302,8 +302,8 @@ def stage_of(graph: IntGraph, node: Node, place: int) -> tuple[Stage, list[Value
     values.append(np.array(scalars, np.int64))
     lo, hi = (op.lo, op.hi) if isinstance(op, LIMITED) else (node.type.lo, node.type.hi)
     least = LIMITS[types[0].dtype][0] if isinstance(op, Lookup) else 0
+    upper = _by_upper_halves(op, ends)
     fits = fits32(*ends)
-    upper = fits and _by_upper_halves(op)
     stage = Stage(type(op), node.type.dtype, lo, hi, fits, tuple(operands), least, upper)
     return stage, values
 
