@@ -63,7 +63,7 @@ class Kernel:
         with builder.function("main", list(free.values())):
             with builder.dataflow():
                 lowering.emit(Step(Group(node), call))
-                result = builder.emit_output(lowering.values["out"])
+                result = builder.emit_output(lowering.value("out"))
             builder.emit_func_output(result)
         self.machine = relax.VirtualMachine(build(builder.get(), TARGETS[target]), tvm.cpu())
 

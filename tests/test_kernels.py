@@ -75,7 +75,7 @@ def compiled(graph, group, values, target):
     with builder.function("main", variables):
         with builder.dataflow():
             lowering.emit(Step(group, call))
-            result = builder.emit_output(lowering.values[group.last.name])
+            result = builder.emit_output(lowering.value(group.last.name))
         builder.emit_func_output(result)
     machine = relax.VirtualMachine(build(builder.get(), TARGETS[target]), tvm.cpu())
 

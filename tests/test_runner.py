@@ -263,7 +263,7 @@ def samples_library(target, folder):
                 known = {node.name: variable for node, variable in zip(free, row, strict=True)}
                 lowering = Lowering(graph, builder, known, functions)
                 lowering.emit(step)
-                results.append(lowering.values["out"])
+                results.append(lowering.value("out"))
             everything = builder.emit_output(relax.Tuple(results))
         builder.emit_func_output(everything)
     folder.mkdir()

@@ -7,9 +7,12 @@ import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from iqvit.errors import FileFormatError
+
+if TYPE_CHECKING:
+    from iqvit.tvm_backend.weights import Weights
 
 LIBRARY = "model.so"
 MANIFEST = "manifest.json"
@@ -37,8 +40,8 @@ _WRITTEN = {"format": str, "format_version": int, "sha256": str, "versions": dic
 class Executable(Protocol):
     """What `relax.build` and `tvm.compile` return."""
 
-    def export_library(self, file_name: str, *, fcompile: Any = None) -> Any:
-        """Write the library as a shared object, linked by `fcompile`."""
+    def export_library(self, file_name: str, **settings: Any) -> Any:
+        """Write the library as a shared object, linked by `fcompile` with the files `addons`."""
         ...
 
 
@@ -47,11 +50,13 @@ def write_artifact(
     executable: Executable,
     manifest: Mapping[str, Any],
     machine: str | None = None,
+    weights: "Weights | None" = None,
 ) -> Path:
     """Write `folder/model.so`, `folder/manifest.json`, and the runner's source beside the
     `model.txt` that it reads; returns the folder.
 
-    `machine` is what the executable was made for (`linker.linker`).
+    `machine` is what the executable was made for (`linker.linker`), `weights` are the constants
+    that were left out of it.
 
     `manifest` holds the keys of `REQUIRED`: `inputs` and `outputs` are lists of
     `{"name", "dtype", "shape", "scale", "zero_point"}` (shapes for a batch of one), `target` is
@@ -64,7 +69,7 @@ def write_artifact(
     float instructions (`machine_code`); `TargetError` where nothing links for the machine.
     """
     check_manifest({**manifest}, REQUIRED, "the manifest to write")
-    return put_folder(folder, lambda beside: _fill(beside, executable, manifest, machine))
+    return put_folder(folder, lambda beside: _fill(beside, executable, manifest, machine, weights))
 
 
 def put_folder(folder: str | os.PathLike[str], fill: Callable[[Path], Any]) -> Path:
@@ -145,17 +150,25 @@ def file_sha256(path: Path) -> str:
 
 
 def _fill(
-    folder: Path, executable: Executable, manifest: Mapping[str, Any], machine: str | None
+    folder: Path,
+    executable: Executable,
+    manifest: Mapping[str, Any],
+    machine: str | None,
+    weights: "Weights | None",
 ) -> None:
     import tvm
     import tvm_ffi
 
     from iqvit.tvm_backend.linker import linker
     from iqvit.tvm_backend.machine_code import assert_no_float_code
+    from iqvit.tvm_backend.weights import OPTIONS
 
     library = folder / LIBRARY
     with tempfile.TemporaryDirectory() as place:
-        executable.export_library(str(library), fcompile=linker(machine, Path(place)))
+        link: dict[str, Any] = {"fcompile": linker(machine, Path(place))}
+        if weights is not None:
+            link |= {"addons": [str(weights.write(Path(place)))], "options": OPTIONS}
+        executable.export_library(str(library), **link)
     code = assert_no_float_code(library)
     complete = {
         "format": FORMAT,

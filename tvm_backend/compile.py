@@ -16,6 +16,7 @@ from iqvit.tvm_backend.lower import lower_steps
 from iqvit.tvm_backend.pipeline import build
 from iqvit.tvm_backend.plan import Step, plain_nodes, plan
 from iqvit.tvm_backend.targets import HOST, Target, resolve
+from iqvit.tvm_backend.weights import Weights
 
 Progress = Callable[[str], None]
 """Called with the name of every stage when it begins."""
@@ -51,7 +52,8 @@ def compile(
     moved = with_layout(graph, input_layout)
     arranged = arrange(moved, chosen)
     steps = plan(arranged, chosen)
-    module = lower_steps(arranged, steps)
+    weights = Weights()
+    module = lower_steps(arranged, steps, weights)
     tell("build")
     executable = build(module, chosen)
     tell("write")
@@ -60,7 +62,7 @@ def compile(
         "inputs": [_tensor(graph.input.name, moved.input)],
         "input_layout": input_layout,
     }
-    written = write_artifact(folder, executable, manifest, chosen.machine)
+    written = write_artifact(folder, executable, manifest, chosen.machine, weights)
     if cache is not None:
         add(cache, key, written)
     return written

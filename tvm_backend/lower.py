@@ -1,7 +1,7 @@
 """From an IntGraph to a TVM Relax module of finished TIR functions."""
 
-from collections.abc import Hashable
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from iqvit.tvm_backend.arrange import arrange
 from iqvit.tvm_backend.kernels.call import As, Call
 from iqvit.tvm_backend.plan import Step, plan
 from iqvit.tvm_backend.targets import HOST, Target, resolve
+from iqvit.tvm_backend.weights import Weights, constant
 
 # Its shapes and arguments are typed as expressions; it takes tuples of integers and lists.
 relax: Any = tvm.relax
@@ -32,17 +33,26 @@ def lower(graph: IntGraph, target: Target | str = HOST) -> tvm.IRModule:
     return lower_steps(arranged, plan(arranged, chosen))
 
 
-def lower_steps(graph: IntGraph, steps: list[Step]) -> tvm.IRModule:
-    """`lower` for steps already planned."""
-    return lower_named(graph, steps)[0]
+def lower_steps(
+    graph: IntGraph, steps: list[Step], weights: Weights | None = None
+) -> tvm.IRModule:
+    """`lower` for steps already planned.
+
+    With `weights` the large constants are added to those, and the module works only in a library
+    that they are linked into.
+    """
+    return lower_named(graph, steps, weights)[0]
 
 
-def lower_named(graph: IntGraph, steps: list[Step]) -> tuple[tvm.IRModule, dict[str, str]]:
+def lower_named(
+    graph: IntGraph, steps: list[Step], weights: Weights | None = None
+) -> tuple[tvm.IRModule, dict[str, str]]:
     """`lower_steps`, and the names of the variables of `main` by the computed nodes they hold."""
     builder = relax.BlockBuilder()
     image = graph.input
     x = relax.Var("image", relax.TensorType(image.type.shape, image.type.dtype))
-    lowering = Lowering(graph, builder, {image.name: x}, {})
+    make = constant if weights is None else weights.constant
+    lowering = Lowering(graph, builder, {image.name: x}, {}, make)
     with builder.function("main", [x]):
         with builder.dataflow():
             for step in steps:
@@ -61,25 +71,35 @@ class Lowering:
     graph: IntGraph
     builder: tvm.relax.BlockBuilder
     values: dict[str, Any]
-    """Relax expressions of the graph's values by node name."""
+    """Relax expressions of the graph's values by node name, in the shape in which they were made."""
     functions: dict[tuple[str, Hashable], Any]
     """The functions made so far by (kernel, key)."""
+    make_constant: Callable[[np.ndarray], Any] = constant
+    views: dict[tuple[str, tuple[int, ...]], Any] = field(default_factory=dict)
+    """Values in other shapes; each view costs the virtual machine as much as a small kernel."""
 
-    def value(self, name: str) -> Any:
-        """The Relax expression of a node's value; constants are made when first read."""
+    def value(self, name: str, shape: tuple[int, ...] | None = None) -> Any:
+        """The Relax expression of a node's value, in its own shape or `shape`; constants are made
+        when first read."""
+        wanted = self.graph[name].type.shape if shape is None else shape
         if name not in self.values:
-            self.values[name] = constant(np.asarray(self.graph[name].type.value))
-        return self.values[name]
+            array = np.asarray(self.graph[name].type.value)
+            self.values[name] = self.constant(array.reshape(wanted))
+        made = self.values[name]
+        if _shape(made) == wanted:
+            return made
+        if (name, wanted) not in self.views:
+            self.views[name, wanted] = self.builder.emit(relax.op.reshape(made, wanted))
+        return self.views[name, wanted]
 
     def emit(self, step: Step) -> None:
         """Compute the value of the step's last node."""
         node = step.group.last
+        if step.call is None and isinstance(node.op, Reshape):
+            self.values[node.name] = self.value(node.inputs[0])
+            return
         if step.call is not None:
             result = self.call(step.call)
-            if step.call.shape != node.type.shape:
-                result = relax.op.reshape(self.builder.emit(result), node.type.shape)
-        elif isinstance(node.op, Reshape):
-            result = relax.op.reshape(self.value(node.inputs[0]), node.type.shape)
         else:
             args = [self.value(name) for name in node.inputs]
             result = node.op.lower(self.builder, args, self.graph.types_of(node), node.type)
@@ -91,22 +111,19 @@ class Lowering:
         out = relax.TensorType(call.shape, call.dtype)
         return relax.call_tir(self._function(call), args, out)
 
+    def constant(self, value: np.ndarray) -> Any:
+        """The Relax expression of an array."""
+        made = self.make_constant(value)
+        return self.builder.emit(made) if isinstance(made, relax.Call) else made
+
     def _operand(self, operand: str | As | np.ndarray | Call) -> Any:
         if isinstance(operand, str):
             return self.value(operand)
         if isinstance(operand, As):
-            return self._reshaped(operand)
+            return self.value(operand.name, operand.shape)
         if isinstance(operand, Call):
             return self.builder.emit(self.call(operand))
-        return constant(operand)
-
-    def _reshaped(self, operand: As) -> Any:
-        kind = self.graph[operand.name].type
-        if kind.shape == operand.shape:
-            return self.value(operand.name)
-        if kind.value is not None:
-            return constant(np.asarray(kind.value).reshape(operand.shape))
-        return self.builder.emit(relax.op.reshape(self.value(operand.name), operand.shape))
+        return self.constant(operand)
 
     def _function(self, call: Call) -> Any:
         key = (call.kernel, call.key)
@@ -117,7 +134,5 @@ class Lowering:
         return self.functions[key]
 
 
-def constant(value: np.ndarray) -> Any:
-    """An array in the module."""
-    # Without the type given, int64 would become int32.
-    return relax.const(value, str(value.dtype))
+def _shape(value: Any) -> tuple[int, ...]:
+    return tuple(int(size) for size in value.ty.shape)
