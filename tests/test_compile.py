@@ -108,3 +108,26 @@ def test_names_are_functions_whatever_was_imported_first():
 def test_manifest_is_plain_json(graph, tmp_path):
     folder = tvm_backend.compile(graph, tmp_path / "artifact", "portable")
     assert json.loads((folder / "manifest.json").read_text())["format_version"] == 1
+
+
+def test_large_constants_are_bytes_of_the_library_that_are_viewed(tmp_path):
+    rng = np.random.default_rng(3)
+    weight = rng.integers(-127, 128, (600, 8)).astype(np.int8)
+    bias = rng.integers(-99, 99, 600).astype(np.int32)
+    builder = GraphBuilder()
+    x = builder.add("pixels", Input((1, 2, 3, 8)), [])
+    rows = builder.add("rows", Reshape((1, 6, 8)), [x])
+    operands = [
+        builder.constant("weight", weight),
+        builder.constant("bias", bias),
+        builder.constant("multiplier", np.full(600, 2**30, np.int32)),
+    ]
+    op = Linear(36, 1, "int16", *LIMITS["int16"])
+    graph = builder.finish({"scores": builder.add("scores", op, [rows, *operands]).name}, {})
+    folder = tvm_backend.compile(graph, tmp_path / "artifact", "portable")
+    library = (folder / "model.so").read_bytes()
+    for array in (weight, bias):
+        assert library.count(array.tobytes()) == 1
+    pixels = rng.integers(0, 256, (2, 2, 3, 8)).astype(np.uint8)
+    found = tvm_backend.load(folder)(torch.from_numpy(pixels))
+    assert torch.equal(found["scores"], run(graph, torch.from_numpy(pixels))["scores"])

@@ -1,7 +1,7 @@
 """Which nodes are computed by one kernel: groups of a node and those that only it feeds."""
 
-from collections import Counter
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 from iqvit.intgraph import IntGraph, Node
@@ -12,6 +12,7 @@ from iqvit.ops.constant import Constant
 from iqvit.ops.conv2d import Conv2d
 from iqvit.ops.input import Input
 from iqvit.ops.lambda_shiftgelu import LambdaShiftGelu
+from iqvit.ops.layernorm import LayerNorm
 from iqvit.ops.linear import Linear
 from iqvit.ops.lookup import Lookup
 from iqvit.ops.multiply import Multiply
@@ -20,6 +21,8 @@ from iqvit.ops.rectified import Rectified
 from iqvit.ops.requantise import Requantise
 from iqvit.ops.reshape import Reshape
 from iqvit.ops.row_linear import RowLinear
+from iqvit.ops.row_peak import RowPeak
+from iqvit.ops.row_quantise import RowQuantise
 from iqvit.ops.upsample_bilinear import UpsampleBilinear
 from iqvit.tvm_backend.channels_last import ChannelsLast
 
@@ -53,6 +56,11 @@ class Group:
         """The node whose value the kernel stores."""
         return self.nodes[-1]
 
+    @property
+    def also(self) -> tuple[Node, ...]:
+        """The nodes before the last one whose values are stored, too."""
+        return tuple(node for node in self.nodes[:-1] if isinstance(node.op, RowPeak))
+
     def parts(self) -> Iterator["Group"]:
         """Every node as a group of its own."""
         return (Group(node) for node in self.nodes)
@@ -60,20 +68,45 @@ class Group:
 
 def groups(graph: IntGraph) -> list[Group]:
     """Every computed node in exactly one group, in an order in which the groups can run."""
-    uses = Counter(name for node in graph for name in node.inputs)
-    uses.update(graph.outputs.values())
-    readers = {name: node for node in graph for name in node.inputs if uses[name] == 1}
+    readers: dict[str, list[Node]] = defaultdict(list)
+    for node in graph:
+        for name in node.inputs:
+            readers[name].append(node)
+    outputs = set(graph.outputs.values())
+    only = {n: found[0] for n, found in readers.items() if len(found) == 1 and n not in outputs}
     taken: set[str] = set()
     found: list[Group] = []
     for node in graph:
         if isinstance(node.op, (Constant, Input)) or node.name in taken:
             continue
-        group = Group(node, tuple(_followers(node, readers, taken)))
+        followers = _scaling(node, readers, outputs) or tuple(_followers(node, only, taken))
+        group = Group(node, followers)
         taken.update(member.name for member in group.nodes)
         found.append(group)
     # A follower may read values that are computed after the head.
     place = {node.name: i for i, node in enumerate(graph)}
     return sorted(found, key=lambda group: place[group.last.name])
+
+
+def _scaling(
+    head: Node, readers: Mapping[str, list[Node]], outputs: Collection[str]
+) -> tuple[Node, ...]:
+    """What scales the rows of a `layernorm` that nothing else reads, or at the peaks that `head`
+    finds; the group stores peaks and scaled rows."""
+    if isinstance(head.op, LayerNorm):
+        peaks = [node for node in readers[head.name] if isinstance(node.op, RowPeak)]
+        if len(peaks) != 1 or len(readers[head.name]) != 2 or head.name in outputs:
+            return ()
+        return (*peaks, *scaled) if (scaled := _scaling(peaks[0], readers, outputs)) else ()
+    if not isinstance(head.op, RowPeak):
+        return ()
+    for node in readers[head.name]:
+        others = [other for other in readers[head.name] if other is not node]
+        last = isinstance(node.op, RowQuantise) and node.inputs == (*head.inputs, head.name)
+        # Whoever else reads the peaks then runs later.
+        if last and all(node.name in other.inputs for other in others):
+            return (node,)
+    return ()
 
 
 def _followers(head: Node, readers: dict[str, Node], taken: set[str]) -> Iterator[Node]:

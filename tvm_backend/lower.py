@@ -33,9 +33,7 @@ def lower(graph: IntGraph, target: Target | str = HOST) -> tvm.IRModule:
     return lower_steps(arranged, plan(arranged, chosen))
 
 
-def lower_steps(
-    graph: IntGraph, steps: list[Step], weights: Weights | None = None
-) -> tvm.IRModule:
+def lower_steps(graph: IntGraph, steps: list[Step], weights: Weights | None = None) -> tvm.IRModule:
     """`lower` for steps already planned.
 
     With `weights` the large constants are added to those, and the module works only in a library
@@ -71,7 +69,7 @@ class Lowering:
     graph: IntGraph
     builder: tvm.relax.BlockBuilder
     values: dict[str, Any]
-    """Relax expressions of the graph's values by node name, in the shape in which they were made."""
+    """Relax expressions of the graph's values by node name, in the shapes in which they are made."""
     functions: dict[tuple[str, Hashable], Any]
     """The functions made so far by (kernel, key)."""
     make_constant: Callable[[np.ndarray], Any] = constant
@@ -103,12 +101,18 @@ class Lowering:
         else:
             args = [self.value(name) for name in node.inputs]
             result = node.op.lower(self.builder, args, self.graph.types_of(node), node.type)
+        if step.group.also and step.call is not None:
+            result = self.builder.emit(result)
+            for place, also in enumerate(step.group.also, 1):
+                self.values[also.name] = self.builder.emit(relax.TupleGetItem(result, place))
+            result = relax.TupleGetItem(result, 0)
         self.values[node.name] = self.builder.emit(result, name_hint=node.name)
 
     def call(self, call: Call) -> Any:
         """The expression of a kernel call, after the calls whose results it reads."""
         args = [self._operand(operand) for operand in call.operands]
-        out = relax.TensorType(call.shape, call.dtype)
+        outputs = [relax.TensorType(*kind) for kind in ((call.shape, call.dtype), *call.also)]
+        out = outputs if call.also else outputs[0]
         return relax.call_tir(self._function(call), args, out)
 
     def constant(self, value: np.ndarray) -> Any:

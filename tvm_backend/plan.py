@@ -45,7 +45,8 @@ from iqvit.tvm_backend.kernels.layernorm import layernorm
 from iqvit.tvm_backend.kernels.linear import linear, portable_linear
 from iqvit.tvm_backend.kernels.matmul import matmul
 from iqvit.tvm_backend.kernels.patches import patch_embedding
-from iqvit.tvm_backend.kernels.rows import row_linear, row_peak, row_quantise
+from iqvit.tvm_backend.kernels.row_scale import row_peak, row_quantise
+from iqvit.tvm_backend.kernels.rows import row_linear
 from iqvit.tvm_backend.kernels.topk import topk
 from iqvit.tvm_backend.targets import Target
 
@@ -141,7 +142,7 @@ def _needed(graph: IntGraph, steps: list[Step]) -> list[Step]:
     needed = set(graph.outputs.values())
     kept: list[Step] = []
     for step in reversed(steps):
-        if step.group.last.name in needed:
+        if not needed.isdisjoint(node.name for node in (step.group.last, *step.group.also)):
             kept.append(step)
             needed.update(step.reads)
     return kept[::-1]

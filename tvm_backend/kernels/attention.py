@@ -3,12 +3,14 @@
 import numpy as np
 
 from iqvit.intgraph import IntGraph
+from iqvit.inttype import IntType
 from iqvit.ops.attention import Attention
 from iqvit.tvm_backend.fuse import Group
-from iqvit.tvm_backend.kernels.attention_kernel import Place, Problem, attention_kernel, bits_of
+from iqvit.tvm_backend.kernels.attention_kernel import Place, Problem, attention_kernel
 from iqvit.tvm_backend.kernels.call import As, Call
 from iqvit.tvm_backend.kernels.integers import fits32
 from iqvit.tvm_backend.kernels.isa import Isa
+from iqvit.tvm_backend.kernels.vector import bits_of
 from iqvit.tvm_backend.layout import tail_strides, view_of
 
 MOST_SCRATCH = 2**20
@@ -32,6 +34,7 @@ def attention(graph: IntGraph, group: Group, isa: Isa) -> Call | None:
         return None
     roots = tuple(dict.fromkeys(view.root for view in views))
     places = [Place(roots.index(w.root), w.offset, w.strides[1], w.strides[2]) for w in views]
+    shapes = tuple(_rows(graph[root].type) for root in roots)
     half = op.offset + ((1 << op.shift) >> 1)
     ends = tuple((end * op.numerator + half) >> op.shift for end in (min(v.lo, 0), max(v.hi, 0)))
     problem = Problem(
@@ -44,7 +47,8 @@ def attention(graph: IntGraph, group: Group, isa: Isa) -> Call | None:
         k.shape[2],
         q.shape[3],
         v.shape[3],
-        tuple(graph[root].type.size for root in roots),
+        shapes,
+        _rows(group.last.type),
         places[0],
         places[1],
         places[2],
@@ -58,12 +62,17 @@ def attention(graph: IntGraph, group: Group, isa: Isa) -> Call | None:
         problem,
         lambda name: attention_kernel(name, problem, isa),
         (
-            *(As(root, (graph[root].type.size,)) for root in roots),
+            *(As(root, shape) for root, shape in zip(roots, shapes, strict=True)),
             np.array(scalars, np.int64),
         ),
-        (node.type.size,),
+        problem.out_shape,
         op.dtype,
     )
+
+
+def _rows(kind: IntType) -> tuple[int, int]:
+    """The shape that rows have in other kernels, so that no view is needed between them."""
+    return kind.size // kind.shape[-1], kind.shape[-1]
 
 
 def _scratch(keys: int, depth: int, width: int) -> int:

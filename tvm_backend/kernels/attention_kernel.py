@@ -8,9 +8,9 @@
 q, k, v and the result are read and written where they lie: any strides of head and token.
 """
 
+import math
 from dataclasses import dataclass
 
-from iqvit.inttype import LIMITS
 from iqvit.ops.exp2 import full_scale
 from iqvit.tvm_backend.kernels.exponential import Exp2Scalars, emit_exp2_packed
 from iqvit.tvm_backend.kernels.instructions import dot
@@ -26,6 +26,7 @@ from iqvit.tvm_backend.kernels.integers import (
 from iqvit.tvm_backend.kernels.isa import Isa
 from iqvit.tvm_backend.kernels.script import Buffer, Expr, IRBuilder, PrimFunc, T
 from iqvit.tvm_backend.kernels.vector import (
+    bits_of,
     function_attributes,
     pieces,
     span,
@@ -70,8 +71,9 @@ class Problem:
     depth: int
     width: int
     """Depth of v and of the result."""
-    sizes: tuple[int, ...]
-    """Elements of every parameter."""
+    shapes: tuple[tuple[int, int], ...]
+    """Of every parameter, as rows."""
+    out_shape: tuple[int, int]
     q: Place
     k: Place
     v: Place
@@ -128,23 +130,20 @@ class _Kernel:
         return dot(isa, acc, a, b)
 
 
-def bits_of(dtype: str) -> int:
-    """Bits of an integer type."""
-    lo, hi = LIMITS[dtype]
-    return (hi - lo).bit_length()
-
-
 def attention_kernel(name: str, problem: Problem, isa: Isa) -> PrimFunc:
-    """`name(*roots int8 [size], scalars int64, out [size])`, parallel over heads and queries."""
+    """`name(*roots int8 [rows, n], scalars int64, out [rows, n])`, parallel over heads, queries."""
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_name(name)
         T.func_attr(function_attributes(name))
-        inputs = tuple(
-            T.arg(f"x{i}", T.buffer((size,), "int8")) for i, size in enumerate(problem.sizes)
-        )
-        size = problem.heads * problem.queries * problem.width
+        shapes = problem.shapes
+        roots = [T.arg(f"x{i}", T.buffer(shape, "int8")) for i, shape in enumerate(shapes)]
         scalars = T.arg("scalars", T.buffer((len(SCALARS),), "int64"))
-        out = T.arg("out", T.buffer((size,), problem.dtype))
+        rows = T.arg("out", T.buffer(problem.out_shape, problem.dtype))
+        inputs = tuple(
+            T.decl_buffer((math.prod(shape),), "int8", data=root.data)
+            for root, shape in zip(roots, shapes, strict=True)
+        )
+        out = T.decl_buffer((math.prod(problem.out_shape),), problem.dtype, data=rows.data)
         kernel = _Kernel(problem, isa, inputs, scalars, out)
         blocks = -(-problem.queries // isa.lanes)
         parts = min(blocks, -(-MIN_TASKS // problem.heads))

@@ -32,6 +32,8 @@ class Call:
     shape: tuple[int, ...]
     """Of the function's output: as many elements as the value has, whatever its shape."""
     dtype: str
+    also: tuple[tuple[tuple[int, ...], str], ...] = ()
+    """Shapes and types of the outputs after the first."""
     reads: frozenset[str] = field(init=False)
     """The graph's values that this call and those before it read."""
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from iqvit.tvm_backend.kernels.balance import parts_of, slowness
 from iqvit.tvm_backend.kernels.gemm import (
     PANEL_BYTES,
     Epilogue,
@@ -187,24 +188,24 @@ class _Convolution:
 def task_of(window: Window, isa: Isa, n: int) -> Pair:
     """How many rows of the output and how many panels of channels a task computes.
 
-    As many panels as L2 holds, and so many rows that the copy costs little and there are tasks
-    enough for threads to end together.
+    At most as many panels as L2 holds; what costs threads least, copies included.
     """
     height = window.out[0]
     panels = -(-n // isa.panel)
     panel = window.depth(isa) * isa.panel * (1 if isa.weight == "int8" else 2)
-    stretch = min(panels, max(1, PANEL_BYTES // panel))
+    most = min(panels, max(1, PANEL_BYTES // panel))
     line = window.staged_width() * window.channels(isa)
-    block = window.depth(isa) / isa.group * stretch * isa.vectors / 2
+    block = window.out[1] * window.depth(isa) / isa.group * isa.vectors / 2
 
-    def cost(rows: int) -> float:
-        tasks = -(-height // rows)
-        computed = height * window.out[1] * block
-        copied = tasks * window.staged_rows(rows) * line / COPY_BYTES
-        return (computed + copied) * (1 + 1 / (tasks * -(-panels // stretch)))
+    def cost(cut: Pair) -> float:
+        rows, stretch = cut
+        copied = window.staged_rows(rows) * line / COPY_BYTES
+        blocks, counts = parts_of(height, rows), parts_of(panels, stretch)
+        return slowness([copied + n * count * block for count in counts for n in blocks])
 
     fitting = [n for n in range(1, height + 1) if window.staged_rows(n) * line <= STAGE_BYTES]
-    return min(fitting, key=cost, default=1), stretch
+    cuts = [(rows, stretch) for rows in fitting or [1] for stretch in range(most, 0, -1)]
+    return min(cuts, key=cost)
 
 
 def _emit_tasks(conv: _Convolution) -> None:

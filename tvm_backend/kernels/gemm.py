@@ -10,6 +10,7 @@ int16 operands and rows that are no whole number of groups go through a block-si
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from iqvit.tvm_backend.kernels.balance import parts_of, slowness
 from iqvit.tvm_backend.kernels.instructions import dot
 from iqvit.tvm_backend.kernels.isa import Isa
 from iqvit.tvm_backend.kernels.requant import (
@@ -39,8 +40,8 @@ PANEL_BYTES = 512 * 1024
 """Weights that the tasks of one stretch share: about half of the L2 cache of current x86 cores."""
 UNROLL = 2
 """Groups of K in one turn of the inner loop: its counter and branch are then hardly noticed."""
-MIN_TASKS = 32
-"""Tasks that a GEMM is cut into, where it is large enough, so that threads share it evenly."""
+TASK_COST = 0.2
+"""What a task costs beside its panels, in panels."""
 
 
 @dataclass(frozen=True)
@@ -56,10 +57,6 @@ class Gemm:
     """None: the epilogue (or the output) gets the int32 accumulators including the bias."""
     out_dtype: str
     """Type of the stored output; differs from `requant.dtype` only by an epilogue."""
-    x_shape: tuple[int, ...] | None = None
-    """Shape of the parameter x where it is not (m, k): any leading axes that multiply to m."""
-    out_shape: tuple[int, ...] | None = None
-    """Shape of the output where it is not (m, n)."""
     given: bool = False
     """Whether the function is given the numbers of `requant` (`requant.scalars_of`), after the
     multipliers, so that GEMMs of one `requant.form_of` share it."""
@@ -126,7 +123,7 @@ def gemm_kernel(
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_name(name)
         T.func_attr(function_attributes(name))
-        x = T.arg("x", T.buffer(gemm.x_shape or (gemm.m, gemm.k), gemm.x_dtype))
+        x = T.arg("x", T.buffer((gemm.m, gemm.k), gemm.x_dtype))
         weight_shape = (panels, groups, isa.vectors, isa.slots)
         weight = T.arg("weight", T.buffer(weight_shape, isa.weight))
         bias = T.arg("bias", T.buffer((panels, isa.vectors, isa.lanes), "int32"))
@@ -136,10 +133,8 @@ def gemm_kernel(
             mult = T.arg("mult", T.buffer(shape, "int32"))
             scalars = scalars_arg(gemm, gemm.requant)
         buffers = tuple(T.arg(e.name, T.buffer(e.shape, e.dtype)) for e in extras)
-        out = T.arg("out", T.buffer(gemm.out_shape or (gemm.m, gemm.n), gemm.out_dtype))
-        rows = T.decl_buffer((gemm.m, gemm.k), gemm.x_dtype, data=x.data)
-        columns = T.decl_buffer((gemm.m, gemm.n), gemm.out_dtype, data=out.data)
-        kernel = Kernel(gemm, isa, rows, weight, bias, mult, scalars, buffers, columns, epilogue)
+        out = T.arg("out", T.buffer((gemm.m, gemm.n), gemm.out_dtype))
+        kernel = Kernel(gemm, isa, x, weight, bias, mult, scalars, buffers, out, epilogue)
         _emit_tasks(kernel)
     return builder.get()
 
@@ -167,12 +162,16 @@ def _emit_tasks(kernel: Kernel) -> None:
 
 
 def stretch_of(kernel: Kernel, blocks: int) -> int:
-    """How many panels a task takes of which there are `blocks` for each panel."""
+    """How many panels a task takes of which there are `blocks` for each panel: what threads share
+    most evenly of what the cache holds."""
     panel_bytes = kernel.groups * kernel.isa.vectors * kernel.isa.lanes * 4
-    by_cache = max(1, PANEL_BYTES // panel_bytes)
-    wanted = -(-MIN_TASKS // blocks)
-    by_tasks = max(1, kernel.panels // wanted)
-    return min(kernel.panels, by_cache, by_tasks)
+    most = min(kernel.panels, max(1, PANEL_BYTES // panel_bytes))
+
+    def cost(stretch: int) -> float:
+        counts = parts_of(kernel.panels, stretch)
+        return slowness([count + TASK_COST for count in counts for _ in range(blocks)])
+
+    return min(range(most, 0, -1), key=cost)
 
 
 def _emit_block(kernel: Kernel, rows: int, row0: Expr, first: Expr, count: Expr | int) -> None:

@@ -21,6 +21,14 @@ from iqvit.tvm_backend.kernels.integers import (
     widen,
 )
 from iqvit.tvm_backend.kernels.isa import Isa
+from iqvit.tvm_backend.kernels.row_scale import (
+    Scale,
+    Write,
+    emit_pieces,
+    emit_scaled,
+    offset_of,
+    scale_of,
+)
 from iqvit.tvm_backend.kernels.script import Buffer, Expr, IRBuilder, PrimFunc, T
 from iqvit.tvm_backend.kernels.vector import (
     clamp,
@@ -31,9 +39,10 @@ from iqvit.tvm_backend.kernels.vector import (
     typed,
 )
 
-SCALARS = ("epsilon", "scale", "one", "half", "norm_shift", "shift")
+SCALARS = ("epsilon", "scale", "one", "half", "norm_shift", "shift", "offset")
 """What the function is given as int64, so that all layers of a shape share it: epsilon, how far
-the spread is scaled up, the numerator of the reciprocal, and the shifts."""
+the spread is scaled up, the numerator of the reciprocal, the shifts, and what is taken off before a
+row is scaled."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +55,13 @@ class Form:
     dtype: str
     lo: int
     hi: int
+    scale: Scale | None
+    """How the rows are stored at their own scales, beside their peaks; None: as they are."""
+
+    @property
+    def stored(self) -> str:
+        """The type of the output."""
+        return self.dtype if self.scale is None else self.scale.dtype
 
 
 @dataclass(frozen=True)
@@ -57,6 +73,7 @@ class _Kernel:
     bias: Buffer
     scalars: Buffer
     out: Buffer
+    peak: Buffer | None
 
     def scalar(self, name: str) -> Expr:
         """One of `SCALARS`."""
@@ -69,9 +86,11 @@ class _Kernel:
 
 
 def layernorm(graph: IntGraph, group: Group, isa: Isa) -> Call | None:
-    """The call of a `layernorm`; None where it does not fit."""
-    node = group.head
+    """The call of a `layernorm`, and of what scales its rows; None where it does not fit."""
+    node, scale = group.head, scale_of(group)
     op = node.op
+    if group.followers and scale is None:
+        return None
     x, _gain, bias = graph.types_of(node)
     if not isinstance(op, LayerNorm):
         return None
@@ -82,7 +101,7 @@ def layernorm(graph: IntGraph, group: Group, isa: Isa) -> Call | None:
         return None
     count = x.shape[-1]
     rows = x.size // count
-    form = Form(rows, count, x.dtype, op.dtype, op.lo, op.hi)
+    form = Form(rows, count, x.dtype, op.dtype, op.lo, op.hi, scale)
     scalars = np.array(
         [
             op.epsilon,
@@ -91,22 +110,25 @@ def layernorm(graph: IntGraph, group: Group, isa: Isa) -> Call | None:
             1 << (op.norm_shift - 1),
             op.norm_shift,
             op.shift,
+            offset_of(group.last.op),
         ],
         np.int64,
     )
     return Call(
-        "layernorm",
+        "layernorm" if scale is None else "layernorm_scale",
         form,
         lambda name: layernorm_kernel(name, form, isa),
         (As(node.inputs[0], (rows, count)), node.inputs[1], rounded.astype(np.int32), scalars),
         (rows, count),
-        op.dtype,
+        form.stored,
+        () if scale is None else (((rows,), "int32"),),
     )
 
 
 def layernorm_kernel(name: str, form: Form, isa: Isa) -> PrimFunc:
     """`name(x [rows, n], gain int32 [n], bias int32 [n], scalars int64, out [rows, n])`, parallel
-    over rows. `bias` holds the rounding constant of the last shift; `scalars` are `SCALARS`.
+    over rows. `bias` holds the rounding constant of the last shift; `scalars` are `SCALARS`. Rows
+    at their own scale have a further output, `peak int32 [rows]`.
     """
     shape = (form.rows, form.count)
     with IRBuilder() as builder, T.prim_func(s_tir=True):
@@ -116,8 +138,9 @@ def layernorm_kernel(name: str, form: Form, isa: Isa) -> PrimFunc:
         gain = T.arg("gain", T.buffer((form.count,), "int32"))
         bias = T.arg("bias", T.buffer((form.count,), "int32"))
         scalars = T.arg("scalars", T.buffer((len(SCALARS),), "int64"))
-        out = T.arg("out", T.buffer(shape, form.dtype))
-        kernel = _Kernel(form, isa, x, gain, bias, scalars, out)
+        out = T.arg("out", T.buffer(shape, form.stored))
+        peak = None if form.scale is None else T.arg("peak", T.buffer((form.rows,), "int32"))
+        kernel = _Kernel(form, isa, x, gain, bias, scalars, out, peak)
         full, left = divmod(form.rows, kernel.group)
         with T.parallel(full + (left > 0)) as block:
             first = T.Bind(block * kernel.group)
@@ -137,7 +160,7 @@ def _emit_rows(kernel: _Kernel, first: Expr, here: Expr | int) -> None:
     inverse = quotient(kernel.scalar("one"), square_root(scaled))
     T.buffer_store(spreads, inverse, [span(0, lanes)])
     with T.serial(here) as r:
-        _emit_normalised(kernel, first + r, sums[r], spreads[r])
+        _emit_row(kernel, first + r, sums[r], spreads[r])
 
 
 def _emit_sums(kernel: _Kernel, row: Expr, r: Expr, sums: Buffer, spreads: Buffer) -> None:
@@ -195,7 +218,33 @@ def long_sums(values: Expr, _: Isa) -> tuple[Expr, Expr]:
     return values, even + odd
 
 
-def _emit_normalised(kernel: _Kernel, row: Expr, row_sum: Expr, inverse: Expr) -> None:
+def _emit_row(kernel: _Kernel, row: Expr, row_sum: Expr, inverse: Expr) -> None:
+    """Store a row, at its own scale where it is to have one."""
+    form = kernel.form
+
+    def write(value: Expr, start: Expr | int, lanes: int) -> None:
+        T.buffer_store(kernel.out, value, [row, span(start, lanes)])
+
+    if form.scale is None or kernel.peak is None:
+        _emit_normalised(kernel, row, row_sum, inverse, write)
+        return
+    whole = T.alloc_buffer((form.count,), form.dtype, scope="global")
+
+    def keep_back(value: Expr, start: Expr | int, lanes: int) -> None:
+        T.buffer_store(whole, value, [span(start, lanes)])
+
+    def read(start: Expr | int, lanes: int) -> Expr:
+        return whole[span(start, lanes)]
+
+    _emit_normalised(kernel, row, row_sum, inverse, keep_back)
+    offset = keep(T.Cast("int32", kernel.scalar("offset")))
+    peak = emit_scaled(form.scale, form.count, offset, read, write, kernel.isa)
+    T.buffer_store(kernel.peak, peak, [row])
+
+
+def _emit_normalised(
+    kernel: _Kernel, row: Expr, row_sum: Expr, inverse: Expr, write: Write
+) -> None:
     form, isa, count = kernel.form, kernel.isa, kernel.form.count
     row_sum, inverse = keep(row_sum), keep(inverse)
     shift = keep(T.Cast("int32", kernel.scalar("shift")))
@@ -207,11 +256,6 @@ def _emit_normalised(kernel: _Kernel, row: Expr, row_sum: Expr, inverse: Expr) -
         t = narrow(scaled >> kernel.scalar("norm_shift"))
         acc = t * kernel.gain[span(start, lanes)] + kernel.bias[span(start, lanes)]
         value = clamp(acc >> splat(shift, "int32", lanes), form.lo, form.hi)
-        T.buffer_store(kernel.out, as_type(value, form.dtype), [row, span(start, lanes)])
+        write(as_type(value, form.dtype), start, lanes)
 
-    whole = count // isa.lanes
-    if whole:
-        with T.serial(whole) as i:
-            piece(i * isa.lanes, isa.lanes)
-    for offset, lanes in pieces(count - whole * isa.lanes, isa.lanes):
-        piece(whole * isa.lanes + offset, lanes)
+    emit_pieces(count, isa.lanes, piece)

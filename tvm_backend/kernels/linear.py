@@ -9,7 +9,7 @@ from iqvit.intgraph import IntGraph, Node
 from iqvit.inttype import IntType
 from iqvit.ops.linear import Linear
 from iqvit.tvm_backend.fuse import Group
-from iqvit.tvm_backend.kernels.call import Call
+from iqvit.tvm_backend.kernels.call import As, Call
 from iqvit.tvm_backend.kernels.gemm import Gemm, gemm_kernel
 from iqvit.tvm_backend.kernels.isa import Isa
 from iqvit.tvm_backend.kernels.packing import pack_weights
@@ -32,9 +32,7 @@ def constants_of(graph: IntGraph, node: Node) -> list[np.ndarray]:
 def gemm_of(op: Linear, x: IntType, weight: np.ndarray, out: IntType) -> Gemm:
     """The GEMM of a `linear` node."""
     n, k = weight.shape
-    return Gemm(
-        math.prod(x.shape[:-1]), n, k, x.dtype, requant_of(op), out.dtype, x.shape, out.shape
-    )
+    return Gemm(math.prod(x.shape[:-1]), n, k, x.dtype, requant_of(op), out.dtype)
 
 
 def linear(graph: IntGraph, group: Group, isa: Isa) -> Call | None:
@@ -63,12 +61,13 @@ def linear(graph: IntGraph, group: Group, isa: Isa) -> Call | None:
         for extra in stage.extras(gemm.m, gemm.n, f"stage{i}_")
     )
     epilogue = follow(stages, isa, gemm.out_dtype) if stages else None
+    x_rows = As(node.inputs[0], (gemm.m, gemm.k))
     return Call(
         "_".join(["gemm", *(stage.op.NAME for stage in stages)]),
         (gemm, tuple(stages)),
         lambda name: gemm_kernel(gemm, isa, name, extras, epilogue),
-        (node.inputs[0], packed.weight, packed.bias, packed.mult, scalars_of(requant), *values),
-        group.last.type.shape,
+        (x_rows, packed.weight, packed.bias, packed.mult, scalars_of(requant), *values),
+        (gemm.m, gemm.n),
         gemm.out_dtype,
     )
 
@@ -100,7 +99,7 @@ def portable_linear(graph: IntGraph, group: Group) -> Call | None:
         "gemm",
         gemm,
         lambda name: portable_gemm_kernel(gemm, name),
-        (node.inputs[0], weight, bias, mult),
-        node.type.shape,
+        (As(node.inputs[0], (gemm.m, gemm.k)), weight, bias, mult),
+        (gemm.m, gemm.n),
         gemm.out_dtype,
     )

@@ -21,27 +21,25 @@ def portable_gemm_kernel(
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_name(name)
         T.func_attr(function_attributes(name))
-        x = T.arg("x", T.buffer(gemm.x_shape or (gemm.m, gemm.k), gemm.x_dtype))
+        x = T.arg("x", T.buffer((gemm.m, gemm.k), gemm.x_dtype))
         weight = T.arg("weight", T.buffer((gemm.n, gemm.k), "int8"))
         bias = T.arg("bias", T.buffer((gemm.n,), "int32"))
         mult = None
         if gemm.requant is not None:
             mult = T.arg("mult", T.buffer((gemm.n,), "int32"))
         buffers = tuple(T.arg(e.name, T.buffer(e.shape, e.dtype)) for e in extras)
-        out = T.arg("out", T.buffer(gemm.out_shape or (gemm.m, gemm.n), gemm.out_dtype))
-        rows = T.decl_buffer((gemm.m, gemm.k), gemm.x_dtype, data=x.data)
-        columns = T.decl_buffer((gemm.m, gemm.n), gemm.out_dtype, data=out.data)
+        out = T.arg("out", T.buffer((gemm.m, gemm.n), gemm.out_dtype))
         with T.parallel(gemm.m * gemm.n) as cell:
             m, n = T.Bind(cell // gemm.n), T.Bind(cell % gemm.n)
             acc = T.alloc_buffer((1,), "int32", scope="local")
             T.buffer_store(acc, bias[n], [0])
             with T.serial(gemm.k) as k:
-                product = T.Cast("int32", rows[m, k]) * T.Cast("int32", weight[n, k])
+                product = T.Cast("int32", x[m, k]) * T.Cast("int32", weight[n, k])
                 T.buffer_store(acc, acc[0] + product, [0])
             value = acc[0]
             if gemm.requant is not None and mult is not None:
                 value = T.Cast(gemm.requant.dtype, exact_int64(value, mult[n], gemm.requant))
             if epilogue is not None:
                 value = epilogue(value, m, n, buffers)
-            T.buffer_store(columns, value, [m, n])
+            T.buffer_store(out, value, [m, n])
     return builder.get()

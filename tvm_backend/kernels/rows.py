@@ -1,4 +1,4 @@
-"""Rows with their own scale: `row_peak`, `row_quantise`, and `row_linear` on the int8 GEMM."""
+"""`row_linear` on the int8 GEMM: rows that have their own scale."""
 
 import math
 from collections.abc import Callable
@@ -10,19 +10,15 @@ from iqvit.intgraph import IntGraph
 from iqvit.inttype import LIMITS, IntType
 from iqvit.ops.row_linear import FRACTION as BIAS_FRACTION
 from iqvit.ops.row_linear import RowLinear
-from iqvit.ops.row_peak import RowPeak
-from iqvit.ops.row_quantise import FRACTION, RowQuantise
 from iqvit.tvm_backend.fuse import Group
 from iqvit.tvm_backend.kernels.call import As, Call
 from iqvit.tvm_backend.kernels.gemm import Extra, Gemm, gemm_kernel
 from iqvit.tvm_backend.kernels.integers import (
     Wide,
-    as_int32,
     as_type,
     fits32,
     joined,
     keep,
-    largest,
     limited,
     narrow,
     parts_of,
@@ -31,123 +27,14 @@ from iqvit.tvm_backend.kernels.integers import (
 from iqvit.tvm_backend.kernels.isa import Isa
 from iqvit.tvm_backend.kernels.linear import followers_of
 from iqvit.tvm_backend.kernels.packing import pack_weights
-from iqvit.tvm_backend.kernels.script import Buffer, Expr, IRBuilder, PrimFunc, T
+from iqvit.tvm_backend.kernels.script import Buffer, Expr
 from iqvit.tvm_backend.kernels.stages import Stage
 from iqvit.tvm_backend.kernels.vector import (
     clamp,
-    function_attributes,
     lanes_of,
-    pieces,
     span,
     splat,
 )
-
-
-def row_peak(graph: IntGraph, group: Group, isa: Isa) -> Call | None:
-    """The call of a `row_peak`."""
-    node = group.head
-    op, x = node.op, graph[node.inputs[0]].type
-    if not isinstance(op, RowPeak):
-        return None
-    shape = (x.size // x.shape[-1], x.shape[-1])
-    one_sided = bool(op.one_sided)
-    return Call(
-        "row_peak",
-        (one_sided, shape),
-        lambda name: peak_kernel(name, one_sided, shape, isa),
-        (As(node.inputs[0], shape), np.array([op.offset], np.int32)),
-        (shape[0],),
-        "int32",
-    )
-
-
-def peak_kernel(name: str, one_sided: bool, shape: tuple[int, int], isa: Isa) -> PrimFunc:
-    """`name(x int16 [rows, n], offset int32 [1], out int32 [rows])`, parallel over rows."""
-    rows, count = shape
-    width = 2 * isa.lanes
-    lane = span(0, width)
-    with IRBuilder() as builder, T.prim_func(s_tir=True):
-        T.func_name(name)
-        T.func_attr(function_attributes(name))
-        x = T.arg("x", T.buffer(shape, "int16"))
-        offset = T.arg("offset", T.buffer((1,), "int32"))
-        out = T.arg("out", T.buffer((rows,), "int32"))
-        with T.parallel(rows) as m:
-            most = T.alloc_buffer((width,), "int16", scope="global")
-            least = T.alloc_buffer((width,), "int16", scope="global")
-            T.buffer_store(most, splat(LIMITS["int16"][0], "int16", width), [lane])
-            T.buffer_store(least, splat(LIMITS["int16"][1], "int16", width), [lane])
-
-            def piece(start: Expr | int, lanes: int) -> None:
-                value, here = keep(x[m, span(start, lanes)]), span(0, lanes)
-                T.buffer_store(most, T.max(most[here], value), [here])
-                if not one_sided:
-                    T.buffer_store(least, T.min(least[here], value), [here])
-
-            _pieces(count, width, piece)
-            peak = largest(most[lane])
-            if one_sided:
-                peak = peak - offset[0]
-            else:
-                # -1 - least is its size less one, and fits in int16 whatever it is.
-                flipped = least[lane] ^ splat(-1, "int16", width)
-                peak = T.max(peak, largest(flipped) + 1)
-            T.buffer_store(out, T.max(peak, T.int32(1)), [m])
-    return builder.get()
-
-
-def _pieces(count: int, width: int, piece: Callable[[Expr | int, int], None]) -> None:
-    whole = count // width
-    if whole:
-        with T.serial(whole) as i:
-            piece(i * width, width)
-    for offset, lanes in pieces(count - whole * width, width):
-        piece(whole * width + offset, lanes)
-
-
-def row_quantise(graph: IntGraph, group: Group, isa: Isa) -> Call | None:
-    """The call of a `row_quantise`."""
-    node = group.head
-    op, x = node.op, graph[node.inputs[0]].type
-    if not isinstance(op, RowQuantise):
-        return None
-    shape, levels = (x.size // x.shape[-1], x.shape[-1]), op.levels
-    offset = np.array([op.offset if op.one_sided else 0], np.int32)
-    return Call(
-        "row_quantise",
-        (levels, shape, node.type.dtype),
-        lambda name: quantise_kernel(name, levels, shape, node.type.dtype, isa),
-        (As(node.inputs[0], shape), As(node.inputs[1], (shape[0],)), offset),
-        shape,
-        node.type.dtype,
-    )
-
-
-def quantise_kernel(
-    name: str, levels: int, shape: tuple[int, int], dtype: str, isa: Isa
-) -> PrimFunc:
-    """`name(x int16 [rows, n], peak int32 [rows], offset int32 [1], out [rows, n])`, parallel over
-    rows."""
-    rows, count = shape
-    with IRBuilder() as builder, T.prim_func(s_tir=True):
-        T.func_name(name)
-        T.func_attr(function_attributes(name))
-        x = T.arg("x", T.buffer(shape, "int16"))
-        peak = T.arg("peak", T.buffer((rows,), "int32"))
-        offset = T.arg("offset", T.buffer((1,), "int32"))
-        out = T.arg("out", T.buffer(shape, dtype))
-        with T.parallel(rows) as m:
-            inverse = keep(T.truncdiv(T.int32(levels << FRACTION), peak[m]))
-
-            def piece(start: Expr | int, lanes: int) -> None:
-                shifted = as_int32(x[m, span(start, lanes)]) - splat(offset[0], "int32", lanes)
-                product = shifted * splat(inverse, "int32", lanes)
-                rounded = product + splat(1 << (FRACTION - 1), "int32", lanes)
-                value = rounded >> splat(FRACTION, "int32", lanes)
-                T.buffer_store(out, as_type(value, dtype), [m, span(start, lanes)])
-
-            _pieces(count, isa.lanes, piece)
-    return builder.get()
 
 
 def row_linear(graph: IntGraph, group: Group, isa: Isa) -> Call | None:
@@ -165,7 +52,7 @@ def row_linear(graph: IntGraph, group: Group, isa: Isa) -> Call | None:
     n, k = weight.shape
     m = math.prod(x.shape[:-1])
     out = group.last.type
-    gemm = Gemm(m, n, k, x.dtype, None, out.dtype, x.shape, out.shape)
+    gemm = Gemm(m, n, k, x.dtype, None, out.dtype)
     packed = pack_weights(
         weight, np.zeros(n, np.int32), None, signed=x.dtype == "int8", dtype="int32", isa=isa
     )
@@ -186,8 +73,8 @@ def row_linear(graph: IntGraph, group: Group, isa: Isa) -> Call | None:
         "_".join(["row_gemm", *(stage.op.NAME for stage in stages)]),
         (gemm, form, tuple(stages)),
         lambda name: gemm_kernel(gemm, isa, name, extras, epilogue),
-        (node.inputs[0], *fixed, *values),
-        out.shape,
+        (As(node.inputs[0], (m, k)), *fixed, *values),
+        (m, n),
         gemm.out_dtype,
     )
 

@@ -46,9 +46,14 @@ def typed(dtype: str, lanes: int) -> str:
     return dtype if lanes == 1 else f"{dtype}x{lanes}"
 
 
+def bits_of(dtype: str) -> int:
+    """Bits of an integer type."""
+    return int(dtype.lstrip("uint"))
+
+
 def limits(dtype: str) -> tuple[int, int]:
     """The smallest and largest value of an integer type, both included."""
-    bits = int(dtype.lstrip("uint"))
+    bits = bits_of(dtype)
     if dtype.startswith("u"):
         return 0, 2**bits - 1
     return -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
