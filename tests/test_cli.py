@@ -181,7 +181,14 @@ def test_bench(call):
     assert found["macs"] > 0
     assert found["cores"] >= 1
     assert sum(key.startswith("latency_ms@") for key in found) == 2
-    assert ["function", "calls", "ms", "share"] in rows(out)
+    table = rows(out)
+    assert ["function", "operators", "calls", "ms", "share"] in [row[:5] for row in table]
+    assert [row[0] for row in table[-3:]] == ["kernels", "between", "whole"]
+    assert found["profile_macs@kernels"] == found["macs"]
+    assert found["profile_ms@whole"] == pytest.approx(
+        found["profile_ms@kernels"] + found["profile_ms@between"]
+    )
+    assert found["profile_operators@attention"].startswith("attention")
     assert "weights are as" not in err
 
 

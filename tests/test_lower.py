@@ -9,19 +9,21 @@ from iqvit.calibration.calibrate import calibrate
 from iqvit.canonicalize import canonicalize
 from iqvit.capture import capture
 from iqvit.convert import convert
+from iqvit.cost import cost
 from iqvit.errors import TargetError
 from iqvit.interpret import run
 from iqvit.intgraph import GraphBuilder
 from iqvit.inttype import LIMITS
 from iqvit.ops import Add, Linear, Permute, Reshape, Slice
 from iqvit.ops.input import Input
+from iqvit.tvm_backend.arrange import arrange
 from iqvit.tvm_backend.check import assert_no_float
 from iqvit.tvm_backend.compile import compile
+from iqvit.tvm_backend.functions import functions_of
 from iqvit.tvm_backend.fuse import groups
 from iqvit.tvm_backend.layout import View, affine, natural, tail_strides, view_of
-from iqvit.tvm_backend.lower import lower
+from iqvit.tvm_backend.lower import lower, lower_named
 from iqvit.tvm_backend.plan import plain_nodes, plan
-from iqvit.tvm_backend.profile import profile
 from iqvit.tvm_backend.runtime import load
 from iqvit.tvm_backend.targets import TARGETS, missing_features
 from iqvit.tvm_backend.threads import prepare_threads, set_threads
@@ -99,17 +101,15 @@ def test_equal_layers_share_their_functions(graph):
     assert len(module.get_global_vars()) < 0.7 * len(steps)
 
 
-def test_profile_names_every_step_once(graphs):
-    graph = graphs["pooled"]
-    if missing_features(TARGETS["x86-avx2"].features):
-        pytest.skip("this CPU lacks AVX2")
-    rows = profile(graph, "x86-avx2", repeats=1)
-    steps = [s for s in plan(graph, TARGETS["x86-avx2"]) if s.kernel != "alias"]
-    assert [row.node for row in rows] == [step.group.last.name for step in steps]
-    assert all(row.ms > 0 for row in rows)
-    macs = sum(node.op.macs(*graph.types_of(node)) for node in graph if node.op.NAME != "constant")
-    assert sum(row.macs for row in rows) == macs
-    assert rows[0].gmacs_per_s > 0
+@pytest.mark.parametrize("target", ["portable", "x86-vnni", "arm64-neon"])
+def test_functions_have_all_products_between_them(graph, target):
+    arranged = arrange(graph, TARGETS[target])
+    steps = plan(arranged, TARGETS[target])
+    module, names = lower_named(arranged, steps)
+    found = functions_of(arranged, steps, module, names)
+    assert {*found, "main"} == {name.name_hint for name in module.get_global_vars()}
+    assert sum(function["macs"] for function in found.values()) == cost(graph).macs
+    assert all(function["bytes"] > 0 for function in found.values())
 
 
 def test_an_unknown_target_is_refused(graph):

@@ -11,8 +11,9 @@ from iqvit.intgraph import IntGraph, Node, qparams_json
 from iqvit.tvm_backend.arrange import arrange
 from iqvit.tvm_backend.artifact import write_artifact
 from iqvit.tvm_backend.cache import add, key_of, take
+from iqvit.tvm_backend.functions import functions_of
 from iqvit.tvm_backend.input_layout import NCHW, with_layout
-from iqvit.tvm_backend.lower import lower_steps
+from iqvit.tvm_backend.lower import lower_named
 from iqvit.tvm_backend.pipeline import build
 from iqvit.tvm_backend.plan import Step, plain_nodes, plan
 from iqvit.tvm_backend.targets import HOST, Target, resolve
@@ -53,7 +54,8 @@ def compile(
     arranged = arrange(moved, chosen)
     steps = plan(arranged, chosen)
     weights = Weights()
-    module = lower_steps(arranged, steps, weights)
+    module, names = lower_named(arranged, steps, weights)
+    functions = functions_of(arranged, steps, module, names)
     tell("build")
     executable = build(module, chosen)
     tell("write")
@@ -61,6 +63,7 @@ def compile(
         **manifest_of(graph, chosen, steps),
         "inputs": [_tensor(graph.input.name, moved.input)],
         "input_layout": input_layout,
+        "functions": functions,
     }
     written = write_artifact(folder, executable, manifest, chosen.machine, weights)
     if cache is not None:

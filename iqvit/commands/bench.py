@@ -63,11 +63,20 @@ def bench(
     CPU's 8-bit dot instruction reaches at most, measured here. An .iqv is compiled for this CPU
     first. --weights, --input-size and --classes are for the float models. In --json the plain
     names are the first model at the first number of threads; `NAME@MODEL@THREADS` are all.
+
+    --profile adds a table for each artifact and number of threads, with a row for each function of
+    the library, the slowest first: the operators that it computes together; its calls in one run
+    and their milliseconds, by medians; their share of the run; speed and share of the peak; and the
+    megabytes of the tensors that it is given, weights as they are packed, and of its results. The
+    last rows are the kernels' sum, what lies between them (memory, views; interruptions where
+    others use the CPU, too), and the whole run. In --json they are `profile_NAME@FUNCTION`.
+    Artifacts of older versions do not tell operators, multiply-accumulates and bytes.
     """
     require_file(json)
     counts = thread_counts(threads)
     if len(set(models)) < len(models):
         raise DataError("the same model is named twice")
+    from iqvit.commands.bench_profile import add_profiles, require_library, show_profile
     from iqvit.eval.bench import machine
 
     if rpc is not None:
@@ -78,17 +87,19 @@ def bench(
             open_for_timing(model, stack, report, (weights, input_size, classes))
             for model in models
         ]
+        if profile:
+            require_library(opened)
         rows = measure(opened, counts, runs, report)
-        times = profiles(opened, counts[0]) if profile else {}
+        profiled = add_profiles(opened, rows, runs, report) if profile else []
     about = machine()
     write_metrics(json, {**flat(rows), **about})
     shown = {key: about[key] for key in ("cpu", "cores", "isa", "load", "date")}
     screen.facts(shown, "Measured on")
     print()
     screen.table(COLUMNS, [[row.get(column) for column in COLUMNS] for row in rows])
-    for name, found in times.items():
+    for row, lines in profiled:
         print()
-        screen.table(("function", "calls", "ms", "share"), found, f"Where the time of {name} goes")
+        show_profile(row, lines)
 
 
 def _bench_board(
@@ -151,7 +162,8 @@ def measure(
             continue
         row |= {"macs": macs, "gmacs_per_s": macs / row["latency_ms"] / 1e6}
         if most is not None:
-            row["peak_share"] = 100 * row["gmacs_per_s"] * 1e9 / most
+            row["peak_gmacs_per_s"] = most / 1e9
+            row["peak_share"] = 100 * row["gmacs_per_s"] / row["peak_gmacs_per_s"]
     return rows
 
 
@@ -176,29 +188,3 @@ def flat(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         suffix = f"{row['model']}@{row['threads']}"
         found |= {f"{k}@{suffix}": v for k, v in row.items() if k not in ("model", "threads")}
     return found
-
-
-def library_shape(folder: Path) -> tuple[int, ...]:
-    """The shape of an image as the library takes it, channels first or last."""
-    from iqvit.tvm_backend.artifact import read_manifest
-
-    return tuple(read_manifest(folder)["inputs"][0]["shape"])
-
-
-def profiles(subjects: Sequence[Subject], threads: int) -> dict[str, list[tuple[Any, ...]]]:
-    """The profile by function of every library among the subjects."""
-    from iqvit.tvm_backend.profile import profile_artifact
-
-    libraries = [subject for subject in subjects if subject.folder is not None]
-    if not libraries:
-        raise DataError("--profile needs an artifact or an .iqv among the models")
-    for subject in libraries:
-        subject.set_threads(threads)
-    return {
-        subject.name: [
-            (row.function, row.calls, row.ms, row.share)
-            for row in profile_artifact(subject.folder, library_shape(subject.folder))
-        ]
-        for subject in libraries
-        if subject.folder is not None
-    }
