@@ -13,6 +13,7 @@ from iqvit.errors import FileFormatError
 from iqvit.intgraph import IntGraph
 from iqvit.tvm_backend.plan import ALIAS, Step
 
+TUPLE: Any = tvm.ir.TupleType  # its annotations leave out its fields
 KEY = "functions"
 """Of the manifest; artifacts that were compiled before there was one lack it."""
 
@@ -107,7 +108,9 @@ def _calls(module: tvm.IRModule) -> Iterator[tuple[str, _Called | None]]:
 
 
 def _bytes(kind: Any) -> int:
-    """Of a tensor of this Relax type."""
+    """Of a tensor, or a tuple of them, of this Relax type."""
+    if isinstance(kind, TUPLE):
+        return sum(_bytes(field) for field in kind.fields)
     size = np.prod([int(extent) for extent in kind.shape], dtype=np.int64)
     return int(size) * np.dtype(str(kind.dtype)).itemsize
 

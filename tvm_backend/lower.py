@@ -69,7 +69,7 @@ class Lowering:
     graph: IntGraph
     builder: tvm.relax.BlockBuilder
     values: dict[str, Any]
-    """Relax expressions of the graph's values by node name, in the shapes in which they are made."""
+    """Relax expressions of the graph's values by node name, in the shapes that they are made in."""
     functions: dict[tuple[str, Hashable], Any]
     """The functions made so far by (kernel, key)."""
     make_constant: Callable[[np.ndarray], Any] = constant
