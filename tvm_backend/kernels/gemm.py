@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from iqvit.tvm_backend.kernels.balance import parts_of, slowness
 from iqvit.tvm_backend.kernels.instructions import dot
+from iqvit.tvm_backend.kernels.interleave import MARK, interleave
 from iqvit.tvm_backend.kernels.isa import Isa
 from iqvit.tvm_backend.kernels.requant import (
     Requant,
@@ -136,7 +137,7 @@ def gemm_kernel(
         out = T.arg("out", T.buffer((gemm.m, gemm.n), gemm.out_dtype))
         kernel = Kernel(gemm, isa, x, weight, bias, mult, scalars, buffers, out, epilogue)
         _emit_tasks(kernel)
-    return builder.get()
+    return interleave(builder.get())
 
 
 def scalars_arg(gemm: Gemm, requant: Requant) -> Scalars:
@@ -325,7 +326,7 @@ def _emit_rows(kernel: Kernel, sums: Buffer, rows: int, panel: Expr, row0: Expr)
 
 
 def _emit_full(kernel: Kernel, sums: Buffer, rows: int, panel: Expr, row0: Expr) -> None:
-    with T.serial(T.min(rows, kernel.gemm.m - row0)) as r:
+    with T.serial(T.min(rows, kernel.gemm.m - row0), annotations={MARK: True}) as r:
         values = _values(kernel, sums, r, panel)
         lanes = kernel.isa.panel // len(values)
         for i, value in enumerate(values):
