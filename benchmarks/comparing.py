@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
-from toolchains import PEERS, Peer, Workshop, open_peer
+from toolchains import PEERS, Peer, open_peer
 from torch import Tensor
+from workshop import Workshop
 
 from iqvit.commands import screen
 from iqvit.commands.bench import open_for_timing
@@ -45,7 +46,13 @@ Rows = Annotated[Path | None, typer.Option(metavar="FILE", help="Write all rows.
 
 LIBRARIES = ("torch", "onnx", "onnxruntime", "openvino", "nncf")
 """Their versions decide what is made, and are in the result."""
-TIMES = ("latency_ms", "latency_p90_ms", "latency_min_ms", "fps")
+OTHERS = ("executorch", "torchao")
+"""Their versions are in the result as well; what they make is kept under its version."""
+EXTRAS = dict.fromkeys(("onnx", "onnxruntime", "openvino", "nncf"), "peers") | dict.fromkeys(
+    OTHERS, "executorch"
+)
+"""The extra of this project that installs a library."""
+TIMES = ("latency_ms", "latency_p90_ms", "latency_min_ms", "fps", "runs")
 
 T = TypeVar("T")
 Row = dict[str, Any]
@@ -55,10 +62,14 @@ Rate = Callable[[Subject], Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class Job:
-    """A row, with what is known of it beforehand, and how its subject is made."""
+    """A row, with what is known of it beforehand, and how its subject is made.
+
+    seconds: as of `Peer`, how long it may be timed at each number of threads; None for all runs.
+    """
 
     row: Row
     make: Callable[[], Subject]
+    seconds: float | None = None
 
 
 def calibrated_shop(
@@ -110,7 +121,7 @@ def our_row(path: str, expected: str) -> Row:
 def peer_job(name: str, peer: Peer, shop: Workshop) -> Job:
     """Of another toolchain's."""
     row = {"peer": name, "note": peer.note, "calibration_images": peer.images(shop)}
-    return Job(row, functools.partial(open_peer, name, peer, shop))
+    return Job(row, functools.partial(open_peer, name, peer, shop), peer.seconds)
 
 
 def chosen(text: str | None, known: Mapping[str, Any] = PEERS) -> list[str]:
@@ -142,8 +153,19 @@ def compare(
         screen.note(f"{name}: {job.row.get('error', job.row.get(headline or '', 'done'))}")
     rows = [job.row for job in jobs]
     if subjects and runs > 0:
-        add_times(rows, subjects, threads, runs, report)
+        limits = {job.row["peer"]: job.seconds for job in jobs if job.seconds is not None}
+        fewer = {
+            row["peer"]: fewer_runs(limits[row["peer"]], row["call_seconds"], runs)
+            for row in rows
+            if row["peer"] in limits.keys() & subjects.keys()
+        }
+        add_times(rows, subjects, threads, runs, report, fewer)
     return rows
+
+
+def fewer_runs(limit: float, seconds: float, runs: int) -> int:
+    """As many of `runs` runs of so many seconds as the limit has time for; one at least."""
+    return max(1, min(runs, int(limit / seconds)))
 
 
 def measured(
@@ -156,17 +178,37 @@ def measured(
             subject = make()
             row["make_seconds"] = time.perf_counter() - begun
             row |= subject.facts
-            for count in (*threads, 1):  # what cannot run is to fail here, not between timings
-                subject.set_threads(count)
-                subject.call(subject.example())
+            row |= first_calls(subject, threads)
             if rate is not None:
                 row |= rate(subject)
     except IqvitError:
         raise
     except Exception as error:  # noqa: BLE001  (other people's code: that it fails is the result)
-        row["error"] = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+        row["error"] = reason(error)
         return None
     return subject
+
+
+def first_calls(subject: Subject, threads: Sequence[int]) -> Row:
+    """Runs it once on each number of threads, so that what cannot run fails here and not between
+    timings, and leaves it on one; the seconds of the last call tell what is too slow to repeat."""
+    begun = time.perf_counter()
+    for count in dict.fromkeys((*threads, 1)):
+        subject.set_threads(count)
+        begun = time.perf_counter()
+        subject.call(subject.example())
+    seconds = time.perf_counter() - begun
+    subject.set_threads(1)
+    return {"call_seconds": seconds}
+
+
+def reason(error: Exception) -> str:
+    """Why a peer failed, in one line: what is to be installed, or its own first words."""
+    library = (error.name or "").split(".")[0] if isinstance(error, ModuleNotFoundError) else ""
+    if library in EXTRAS:
+        return f"{library} is not installed: pip install -e '.[{EXTRAS[library]}]'"
+    words = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {words[0]}"
 
 
 @contextmanager
@@ -183,8 +225,9 @@ def add_times(
     threads: Sequence[int],
     runs: int,
     report: Report,
+    fewer: Mapping[str, int],
 ) -> None:
-    """Adds `latency_ms@THREADS` and its like to the rows; all take turns."""
+    """Adds `latency_ms@THREADS` and its like to the rows; all take turns, some for `fewer` runs."""
     by_name = {row["peer"]: row for row in rows}
     for timed in bench(
         {name: subject.call for name, subject in subjects.items()},
@@ -192,6 +235,7 @@ def add_times(
         threads=threads,
         runs=runs,
         set_threads={name: subject.set_threads for name, subject in subjects.items()},
+        fewer=fewer,
         progress=lambda done, total: report("timing", done, total),
     ):
         for key in TIMES:
@@ -211,10 +255,10 @@ def remembered(answer: Callable[[Tensor], T]) -> Callable[[Tensor], T]:
     return recall
 
 
-def versions() -> dict[str, str]:
+def versions(libraries: Sequence[str] = LIBRARIES) -> dict[str, str]:
     """Of the libraries that are compared, as far as they are installed."""
     found = {d.name: d.version for d in importlib.metadata.distributions()}
-    return {f"version_{name}": found[name] for name in LIBRARIES if name in found}
+    return {f"version_{name}": found[name] for name in libraries if name in found}
 
 
 def key_of(model: FloatModel, images: Tensor, few: int) -> str:
@@ -234,7 +278,7 @@ def write_rows(path: Path | None, spec: str, seed: int, rows: Sequence[Row]) -> 
     def plain(value: Any) -> Any:
         return None if isinstance(value, float) and not math.isfinite(value) else value
 
-    about = {"spec": spec, "seed": seed, **machine(), **versions()}
+    about = {"spec": spec, "seed": seed, **machine(), **versions((*LIBRARIES, *OTHERS))}
     lines = [{key: plain(value) for key, value in row.items()} for row in rows]
     text = json.dumps({"machine": about, "rows": lines}, indent=2, allow_nan=False)
     write_atomically(path, (text + "\n").encode())

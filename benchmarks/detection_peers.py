@@ -33,8 +33,9 @@ from comparing import (
 )
 from executed import eager_macs, in_float
 from mixed_detector import MIXED, Mixed, mixed_job
-from runtimes import OPENVINO_INT8
-from toolchains import PEERS, Peer, Workshop, all_images, nncf_int8, ort_static, steps_of
+from runtimes import OPENVINO
+from toolchains import PEERS, Peer, all_images, nncf_int8, ort_static, steps_of
+from workshop import Workshop
 
 from iqvit.calibration.recipe import Recipe, load_recipe
 from iqvit.cli import guarded
@@ -61,7 +62,7 @@ DECODER_FLOAT = {
         functools.partial(nncf_int8, False, leave=DECODER),
         "OpenVINO int8, default preset; the decoder float",
         all_images,
-        OPENVINO_INT8,
+        OPENVINO,
     ),
 }
 FILES = PEERS | DECODER_FLOAT

@@ -17,8 +17,9 @@ import torch
 from comparing import Job
 from executed import eager_macs, in_float, onnxruntime_steps
 from runtimes import ort_session
-from toolchains import NO_SCALE, OPSET, Workshop, output_names
+from toolchains import NO_SCALE
 from torch import Tensor, nn
+from workshop import OPSET, Workshop, output_names
 
 from iqvit import tvm_backend
 from iqvit.calibration.quantize import quantize

@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from executed import Step, onnxruntime_steps, openvino_steps
+
+from iqvit.tvm_backend.threads import prepare_threads, set_threads
 
 INPUT = "pixels"
 
@@ -19,10 +22,12 @@ Opener = Callable[[int], Call]
 
 @dataclass(frozen=True)
 class Runtime:
-    """open: of a model file. steps: what it executes of one for such an input."""
+    """open: of a model file. steps: what it executes of one for such an input (None: it does not
+    say). facts: what it decides on this machine."""
 
     open: Callable[[Path], Opener]
-    steps: Callable[[Path, np.ndarray], list[Step]]
+    steps: Callable[[Path, np.ndarray], list[Step]] | None = None
+    facts: Callable[[], dict[str, Any]] = dict
 
 
 def ort_session(path: Path, threads: int) -> Any:
@@ -64,14 +69,61 @@ def openvino_opener(precision: str | None, path: Path) -> Opener:
     return open_with
 
 
+def openvino_precision(precision: str | None) -> dict[str, Any]:
+    """What floats are computed in: bfloat16 by its choice where the CPU multiplies that."""
+    import openvino
+
+    kept = openvino.Core().get_property("CPU", "INFERENCE_PRECISION_HINT")
+    return {"float_precision": precision or kept.get_type_name()}
+
+
 def openvino(precision: str | None) -> Runtime:
     """OpenVINO with floats in `precision` (None: its choice)."""
     return Runtime(
         functools.partial(openvino_opener, precision),
         lambda path, _x: openvino_steps(path, openvino_settings(precision, 1)),
+        functools.partial(openvino_precision, precision),
     )
+
+
+def executorch_opener(path: Path) -> Opener:
+    """A program holds the pool of threads that it was loaded with, and the process has one pool: a
+    program is let go before there is another pool, and loaded anew."""
+    from executorch.extension.pybindings import portable_lib
+
+    loaded: dict[int, Any] = {}
+
+    def open_with(threads: int) -> Call:
+        if threads not in loaded:
+            loaded.clear()
+            portable_lib._unsafe_reset_threadpool(threads)
+            loaded[threads] = portable_lib._load_for_executorch(str(path))
+        return lambda x: [out.numpy() for out in loaded[threads].forward([torch.from_numpy(x)])]
+
+    return open_with
+
+
+def tvm_opener(path: Path) -> Opener:
+    """A library of Relax, which runs on as many threads of TVM's pool as are set last."""
+    import tvm
+    from tvm import relax
+
+    prepare_threads()
+    main = relax.VirtualMachine(tvm.runtime.load_module(str(path)), tvm.cpu())["main"]
+
+    def call(x: np.ndarray) -> Sequence[np.ndarray]:
+        found = main(tvm.runtime.tensor(x))
+        return [out.numpy() for out in (found if isinstance(found, Sequence) else [found])]
+
+    def open_with(threads: int) -> Call:
+        set_threads(threads)
+        return call
+
+    return open_with
 
 
 ONNX_RUNTIME = Runtime(ort_opener, lambda path, x: onnxruntime_steps(path, {INPUT: x}))
 OPENVINO_F32 = openvino("f32")
-OPENVINO_INT8 = openvino(None)
+OPENVINO = openvino(None)
+EXECUTORCH = Runtime(executorch_opener)
+TVM = Runtime(tvm_opener)

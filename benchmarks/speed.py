@@ -10,7 +10,7 @@ medians of one image with all models taking turns, so that the ratios hold whate
 import json
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 import typer
@@ -27,7 +27,8 @@ from comparing import (
     peer_job,
     write_rows,
 )
-from toolchains import PEERS, Workshop
+from speed_peers import SPEED_PEERS
+from workshop import Workshop
 
 from iqvit import tvm_backend
 from iqvit.calibration.quantize import quantize
@@ -53,22 +54,30 @@ ROWS: dict[str, tuple[str, tuple[int, int] | None, int | None]] = {
     "segmenter-tiny-mask-512": ("segmenter:vit_tiny_patch16_224+mask", (512, 512), 150),
     "rtdetrv2-r18-640": ("{here}/r18_boxes.py:detector", None, None),
 }
-USUAL = "pytorch-float32,onnxruntime-float32,onnxruntime-dynamic,openvino-float32,nncf-transformer"
-SHOWN = {
-    OURS: "iqvit, integers only",
+TITLES = {
     "pytorch-float32": "PyTorch float32",
+    "pytorch-compiled": "PyTorch compiled",
     "onnxruntime-float32": "ONNX Runtime float32",
+    "onnxruntime-minmax": "ONNX Runtime int8, static",
     "onnxruntime-dynamic": "ONNX Runtime int8, dynamic",
     "openvino-float32": "OpenVINO float32",
+    "openvino-default": "OpenVINO default",
     "nncf-transformer": "OpenVINO int8",
+    "executorch-int8": "ExecuTorch int8",
+    "tvm-float32": "TVM float32, stock",
 }
+USUAL = ",".join(TITLES)
+DASH = "–"
+"""In the table, where a peer failed; the reason is below it."""
 
 
 def speed(
     calib_dir: CalibDir,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER")],
     rows: Annotated[str, typer.Option(metavar="NAME,...", help=f"Of: {', '.join(ROWS)}")] = "",
-    only: Annotated[str, typer.Option(metavar="NAME,...", help="The peers.")] = USUAL,
+    only: Annotated[
+        str, typer.Option(metavar="NAME,...", help=f"Of: {', '.join(SPEED_PEERS)}")
+    ] = USUAL,
     calib: Calib = 4,
     threads: Threads = "1,2",
     runs: Runs = 40,
@@ -76,7 +85,7 @@ def speed(
 ) -> None:
     """Makes, times and compares every model; then the table and the plot of what is in FOLDER."""
     require_folder(output)
-    counts, names = thread_counts(threads), chosen(only)
+    counts, names = thread_counts(threads), chosen(only, SPEED_PEERS)
     torch.set_num_threads(1)
     output.mkdir(parents=True, exist_ok=True)
     peaks = {f"peak_gmacs@{n}": measure_peak(resolve("host"), n) / 1e9 for n in counts}
@@ -90,7 +99,7 @@ def speed(
         with ExitStack() as stack, screen.progress() as report:
             shop = calibrated_shop(model, paths, output / "made", stack, report)
             jobs = [our_job(model, shop, output / "made" / name, report)]
-            jobs += [peer_job(peer, PEERS[peer], shop) for peer in names]
+            jobs += [peer_job(peer, SPEED_PEERS[peer], shop) for peer in names]
             timed = compare(jobs, None, counts, runs, report)
         for row in timed:
             row.update(peaks)
@@ -123,56 +132,76 @@ def write_report(folder: Path, counts: list[int]) -> None:
         for name in ROWS
         if (folder / f"{name}.json").is_file()
     }
-    lines = [
-        f"| model | threads | iqvit, ms | share of peak | {' | '.join(peer_titles())} |",
-        "|---" * (4 + len(peer_titles())) + "|",
-    ]
-    for name, data in found.items():
-        lines += [line(name, data["rows"], count) for count in counts]
-    text = "\n".join(lines) + "\n"
+    rows = {name: data["rows"] for name, data in found.items()}
+    text = table(rows, counts)
     write_atomically(folder / "speed.md", text.encode())
     print(text)
-    draw(folder / "speed.png", found, counts)
+    draw(folder / "speed.png", rows, counts)
 
 
-def peer_titles() -> list[str]:
-    """Of the columns of ratios."""
-    return [f"against {SHOWN[peer]}" for peer in SHOWN if peer != OURS]
+def table(found: dict[str, list[Row]], counts: list[int]) -> str:
+    """Markdown of all models: a line for each number of threads, then why peers failed."""
+    peers = peers_of(found)
+    titles = "".join(f" against {TITLES.get(peer, peer)} |" for peer in peers)
+    lines = [
+        f"| model | threads | iqvit, ms | share of peak |{titles}",
+        "|---" * (4 + len(peers)) + "|",
+        *(line(name, rows, n, peers) for name, rows in found.items() for n in counts),
+    ]
+    failed = [
+        f"- {name}, {TITLES.get(row['peer'], row['peer'])}: {row['error']}"
+        for name, rows in found.items()
+        for row in rows
+        if "error" in row
+    ]
+    return "\n".join([*lines, *(["", f"{DASH}: failed.", "", *failed] if failed else [])]) + "\n"
 
 
-def line(name: str, rows: list[Row], count: int) -> str:
+def peers_of(found: dict[str, list[Row]]) -> list[str]:
+    """All that are in any of the rows, the usual ones first and in their order."""
+    there = {row["peer"]: None for rows in found.values() for row in rows if row["peer"] != OURS}
+    return [*(peer for peer in TITLES if peer in there), *(p for p in there if p not in TITLES)]
+
+
+def line(name: str, rows: list[Row], count: int, peers: list[str]) -> str:
     """One row of the table: our time, and how much slower each of the others is."""
     by_peer = {row["peer"]: row for row in rows}
     ours = by_peer[OURS]
     time = ours.get(f"latency_ms@{count}")
-    if time is None:
-        return f"| {name} | {count} | {ours.get('error', '')} |"
-    share = 100 * ours["macs"] / (time * 1e6) / ours[f"peak_gmacs@{count}"]
-    cells = []
-    for peer in SHOWN:
-        other = by_peer.get(peer, {}).get(f"latency_ms@{count}")
-        if peer != OURS:
-            cells.append("" if other is None else f"{other / time:.2f}x ({other:.1f})")
-    return f"| {name} | {count} | {time:.1f} | {share:.0f} % | {' | '.join(cells)} |"
+    share = DASH
+    if time is not None:
+        share = f"{100 * ours['macs'] / (time * 1e6) / ours[f'peak_gmacs@{count}']:.0f} %"
+    cells = [cell(by_peer.get(peer), count, time) for peer in peers]
+    return f"| {' | '.join([name, str(count), cell(ours, count, None), share, *cells])} |"
 
 
-def draw(path: Path, found: dict[str, Any], counts: list[int]) -> None:
+def cell(row: Row | None, count: int, ours: float | None) -> str:
+    """Milliseconds, after how many times `ours` that is; empty where nothing was measured."""
+    if row is None or f"latency_ms@{count}" not in row:
+        return DASH if row is not None and "error" in row else ""
+    time = row[f"latency_ms@{count}"]
+    return f"{time:.1f}" if ours is None else f"{time / ours:.2f}x ({time:.1f})"
+
+
+def draw(path: Path, found: dict[str, list[Row]], counts: list[int]) -> None:
     """Bars of milliseconds, a picture for each number of threads."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    titles = {OURS: "iqvit, integers only"} | {p: TITLES.get(p, p) for p in peers_of(found)}
     figure, axes = pyplot.subplots(1, len(counts), figsize=(7 * len(counts), 5), squeeze=False)
-    width = 0.8 / len(SHOWN)
+    width = 0.8 / len(titles)
     for axis, count in zip(axes[0], counts, strict=True):
-        for place, (peer, title) in enumerate(SHOWN.items()):
+        for place, (peer, title) in enumerate(titles.items()):
             heights = [
-                next((r.get(f"latency_ms@{count}") for r in d["rows"] if r["peer"] == peer), None)
-                for d in found.values()
+                next((r.get(f"latency_ms@{count}") for r in rows if r["peer"] == peer), None)
+                for rows in found.values()
             ]
             at = [i + place * width for i in range(len(found))]
-            axis.bar(at, [h or 0 for h in heights], width, label=title)
+            colour = pyplot.get_cmap("tab20")(place)
+            axis.bar(at, [h or 0 for h in heights], width, label=title, color=colour)
         axis.set_xticks([i + 0.4 - width / 2 for i in range(len(found))], list(found), rotation=15)
         axis.set_yscale("log")
         axis.set_ylabel("ms an image")

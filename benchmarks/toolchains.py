@@ -8,7 +8,6 @@ import functools
 import logging
 import os
 import re
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,88 +16,13 @@ from typing import Any
 import numpy as np
 import torch
 from executed import Step
-from runtimes import INPUT, ONNX_RUNTIME, OPENVINO_F32, OPENVINO_INT8, Runtime
+from runtimes import INPUT, ONNX_RUNTIME, OPENVINO, OPENVINO_F32, Runtime
 from torch import Tensor, nn
+from workshop import Workshop, exported, output_names
 
-from iqvit.commands.subject import (
-    BOXES,
-    DETECTION,
-    LABELS,
-    SCORES,
-    SEGMENTATION,
-    Subject,
-    float_subject,
-    random_image,
-)
-from iqvit.models.float_model import FloatModel, logits_of
+from iqvit.commands.subject import DETECTION, SCORES, Subject, float_subject, random_image
 
-OPSET = 17
 NO_SCALE = {"scale": 1.0, "zero_point": 0.0}
-
-
-@dataclass(frozen=True)
-class Workshop:
-    """What peers are made from, and the folder in which each thing made is kept.
-
-    images: uint8 [N, 3, H, W] of the calibration. few: how many of them the calibrators get that
-    hold every activation of every image in memory.
-    """
-
-    model: FloatModel
-    images: Tensor
-    few: int
-    folder: Path
-
-    def make(self, name: str, build: Callable[[Path], object]) -> Path:
-        """The folder `name` with what `build(folder)` writes: once, and whole or not at all."""
-        done = self.folder / name
-        if not done.is_dir():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=self.folder) as part:
-                inside = Path(part) / name
-                inside.mkdir()
-                build(inside)
-                inside.rename(done)
-        return done
-
-    def inputs(self, count: int | None = None) -> Iterator[np.ndarray]:
-        """The first `count` calibration images as a peer takes them, one by one."""
-        for image in self.images[:count]:
-            yield self.model.normalise(image[None]).numpy()
-
-
-def output_names(model: FloatModel) -> list[str]:
-    """Of a detector boxes, scores and labels; of others the scores, or the class map."""
-    return [BOXES, SCORES, LABELS] if model.task == DETECTION else [SCORES]
-
-
-class Outputs(nn.Module):
-    """A model that returns its `output_names`, and nothing else."""
-
-    def __init__(self, model: FloatModel) -> None:
-        super().__init__()
-        self.module, self.name, self.task = model.module, model.name, model.task
-
-    def forward(self, x: Tensor) -> Any:
-        found = self.module(x)
-        return found if self.task in (SEGMENTATION, DETECTION) else logits_of(found, self.name)
-
-
-def exported(shop: Workshop) -> Path:
-    """The float model as ONNX, by the TorchScript-based exporter."""
-
-    def build(folder: Path) -> None:
-        torch.onnx.export(
-            Outputs(shop.model).eval(),
-            (torch.from_numpy(next(shop.inputs(1))),),
-            str(folder / "model.onnx"),
-            input_names=[INPUT],
-            output_names=output_names(shop.model),
-            opset_version=OPSET,
-            dynamo=False,
-        )
-
-    return shop.make("onnx", build) / "model.onnx"
 
 
 def prepared(shop: Workshop) -> Path:
@@ -209,12 +133,18 @@ def nncf_int8(transformer: bool, shop: Workshop, leave: str | None = None) -> Pa
 @dataclass(frozen=True)
 class Peer:
     """A toolchain's model: the file that it makes (None: it is the float model itself), in words,
-    on how many images it is calibrated, and what runs it."""
+    on how many images it is calibrated, and what runs it.
+
+    module: what PyTorch runs in place of the float model, where no file is made. seconds: how long
+    a peer that takes seconds an image may be timed at each number of threads (None: for all runs).
+    """
 
     make: Callable[[Workshop], Path] | None
     note: str
     images: Callable[[Workshop], int] = lambda shop: 0
     runtime: Runtime = ONNX_RUNTIME
+    module: Callable[[nn.Module], Any] = nn.Module.eval
+    seconds: float | None = None
 
 
 def all_images(shop: Workshop) -> int:
@@ -248,13 +178,13 @@ PEERS: dict[str, Peer] = {
         functools.partial(nncf_int8, False),
         "OpenVINO int8, default preset",
         all_images,
-        OPENVINO_INT8,
+        OPENVINO,
     ),
     "nncf-transformer": Peer(
         functools.partial(nncf_int8, True),
         "OpenVINO int8, ModelType.TRANSFORMER",
         all_images,
-        OPENVINO_INT8,
+        OPENVINO,
     ),
 }
 
@@ -266,18 +196,28 @@ def file_bytes(path: Path) -> int:
 
 
 def steps_of(peer: Peer, shop: Workshop) -> list[Step]:
-    """What the runtime of a peer executes; the peer is one that has a file."""
+    """What the runtime of a peer executes; the peer is one whose runtime says so."""
     assert peer.make is not None
+    assert peer.runtime.steps is not None
     return peer.runtime.steps(peer.make(shop), next(shop.inputs(1)))
+
+
+def in_pytorch(name: str, peer: Peer, shop: Workshop) -> Subject:
+    """A peer that is the float model; called once, since `torch.compile` compiles only then."""
+    module = shop.model.module
+    size = sum(tensor.nbytes for tensor in module.state_dict().values())
+    subject = float_subject(replace(shop.model, module=peer.module(module)), name)
+    subject.set_threads(1)
+    subject.call(subject.example())
+    return replace(subject, facts=subject.facts | {"file_bytes": size})
 
 
 def open_peer(name: str, peer: Peer, shop: Workshop) -> Subject:
     """A peer as what `iqvit eval` and `iqvit bench` run."""
     model = shop.model
-    known = float_subject(model, name)
     if peer.make is None:
-        size = sum(tensor.nbytes for tensor in model.module.state_dict().values())
-        return replace(known, facts=known.facts | {"file_bytes": size})
+        return in_pytorch(name, peer, shop)
+    known = float_subject(model, name)
     path = peer.make(shop)
     opener = peer.runtime.open(path)
     current = [opener(1)]
@@ -303,7 +243,7 @@ def open_peer(name: str, peer: Peer, shop: Workshop) -> Subject:
         example=lambda: model.normalise(random_image(model.input_shape)).numpy(),
         call=call,
         set_threads=set_threads,
-        facts=known.facts | {"file_bytes": file_bytes(path)},
+        facts=known.facts | {"file_bytes": file_bytes(path)} | peer.runtime.facts(),
         outputs=outputs,
         qparams=dict.fromkeys(output_names(model), NO_SCALE),
     )

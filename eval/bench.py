@@ -43,6 +43,7 @@ def bench(
     warmup: int = 5,
     batch: int = 1,
     set_threads: Mapping[str, Callable[[int], None]] | None = None,
+    fewer: Mapping[str, int] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[dict[str, Any]]:
     """One row for each number of threads and model, in the order given.
@@ -52,14 +53,18 @@ def bench(
     call that is not timed (it wakes the model's threads and fills the caches that the others
     emptied) and one that is. `set_threads[name](n)` is called before each turn, where given:
     torch keeps one setting for the whole process, so it must be said again after another model.
+    `fewer[name]` is a smaller number of runs, spread evenly over the rounds, for a model whose call
+    takes seconds: it has no warm-up and no calls that are not timed.
 
     Row: model, threads, runs, latency_ms (median), latency_p90_ms, latency_min_ms (milliseconds of
     one call of `batch` images), fps (images a second, from the median).
     """
-    if not models or runs < 1 or warmup < 0 or batch < 1 or min(threads, default=0) < 1:
+    wanted = dict.fromkeys(models, runs) | dict(fewer or {})
+    least = min((runs, batch, *wanted.values(), *threads), default=0)
+    if not models or least < 1 or warmup < 0 or not threads or max(wanted.values()) > runs:
         raise BenchError(
             f"nothing to measure: {len(models)} models, threads {list(threads)}, {runs} runs, "
-            f"{warmup} warm-up runs, batch {batch}"
+            f"{warmup} warm-up runs, batch {batch}, of some fewer runs {dict(fewer or {})}"
         )
     inputs = {name: make_input(name) for name in models}
     setters = {} if set_threads is None else set_threads
@@ -69,9 +74,12 @@ def bench(
         times: dict[str, list[float]] = {name: [] for name in models}
         for run in range(warmup + runs):
             for name in _turn(list(models), run):
+                few = wanted[name] < runs
+                if few and not _has_turn(run - warmup, runs, wanted[name]):
+                    continue
                 if name in setters:
                     setters[name](count)
-                seconds = _timed(models[name], inputs[name])
+                seconds = _timed(models[name], inputs[name], wake=not few)
                 if run >= warmup:
                     times[name].append(seconds)
             done += 1
@@ -116,9 +124,15 @@ def _turn(names: list[str], run: int) -> list[str]:
     return names[first:] + names[:first]
 
 
-def _timed(model: Callable[[Any], Any], x: Any) -> float:
+def _has_turn(run: int, runs: int, wanted: int) -> bool:
+    """Whether one of `wanted` runs is in round `run` of so many."""
+    return run >= 0 and (run + 1) * wanted // runs > run * wanted // runs
+
+
+def _timed(model: Callable[[Any], Any], x: Any, wake: bool) -> float:
     time.sleep(SETTLE_SECONDS)
-    model(x)
+    if wake:
+        model(x)
     start = time.perf_counter()
     model(x)
     return time.perf_counter() - start

@@ -38,7 +38,33 @@ def test_rows_and_turns():
     assert seen == [(i + 1, 8) for i in range(8)]
 
 
-@pytest.mark.parametrize("options", [{"runs": 0}, {"threads": ()}, {"threads": (0,)}, {"batch": 0}])
+@pytest.mark.parametrize(("few", "rounds"), [(1, [5]), (2, [3, 5]), (3, [3, 4, 5])])
+def test_a_slow_model_has_fewer_runs_spread_over_the_rounds(few, rounds):
+    done, usual, slow = [], [], []
+    rows = bench(
+        {"usual": lambda x: usual.append(len(done)), "slow": lambda x: slow.append(len(done))},
+        lambda name: None,
+        runs=4,
+        warmup=2,
+        fewer={"slow": few},
+        progress=lambda *a: done.append(a),
+    )
+    assert [row["runs"] for row in rows] == [4, few]
+    assert usual == [i for i in range(6) for _ in range(2)]
+    assert slow == rounds
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"runs": 0},
+        {"threads": ()},
+        {"threads": (0,)},
+        {"batch": 0},
+        {"fewer": {"a": 0}},
+        {"runs": 3, "fewer": {"a": 4}},
+    ],
+)
 def test_nothing_to_measure_is_refused(options):
     with pytest.raises(IqvitError, match="nothing to measure"):
         bench({"a": lambda x: None}, lambda name: None, **options)

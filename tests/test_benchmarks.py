@@ -1,7 +1,9 @@
 """The comparisons with other toolchains: what they count, and what happens where a peer fails."""
 
 import re
+import time
 from contextlib import ExitStack
+from typing import ClassVar
 
 import pytest
 import torch
@@ -190,6 +192,139 @@ def test_a_peer_that_fails_has_the_reason_in_its_row():
         compare([Job({"peer": "b", "note": ""}, mistake)], None, [1], 3, lambda *_: None)
 
 
+def test_a_library_that_is_missing_is_named_with_what_installs_it():
+    from comparing import reason
+
+    missing = ModuleNotFoundError("No module named 'executorch.exir'", name="executorch.exir")
+    assert reason(missing) == "executorch is not installed: pip install -e '.[executorch]'"
+    missing = ModuleNotFoundError("No module named 'nonesuch'", name="nonesuch")
+    assert reason(missing) == "ModuleNotFoundError: No module named 'nonesuch'"
+    assert reason(RuntimeError()) == "RuntimeError: "
+
+
+class Napping:
+    """A peer as far as timing goes: every call takes so many seconds."""
+
+    facts: ClassVar[dict] = {}
+
+    def __init__(self, seconds):
+        self.seconds, self.threads = seconds, []
+
+    def set_threads(self, threads):
+        self.threads.append(threads)
+
+    def example(self):
+        return None
+
+    def call(self, x):
+        time.sleep(self.seconds)
+
+
+def test_a_slow_peer_has_fewer_runs_and_the_others_all():
+    from comparing import Job, compare
+
+    slow, usual, failing = Napping(0.02), Napping(0), {"peer": "failing", "note": ""}
+
+    def fail():
+        raise RuntimeError("no")
+
+    jobs = [
+        Job({"peer": "slow", "note": ""}, lambda: slow, 0.05),
+        Job({"peer": "usual", "note": ""}, lambda: usual),
+        Job(failing, fail, 1.0),
+    ]
+    rows = compare(jobs, None, [2, 1], 4, lambda *_: None)
+    assert [row.get("runs@2") for row in rows] == [2, 4, None]
+    assert rows[0]["latency_ms@1"] >= 20
+    assert failing == {"peer": "failing", "note": "", "error": "RuntimeError: no"}
+    assert slow.threads[:3] == [2, 1, 1]
+
+
+OURS = {"peer": "iqvit", "macs": 3_000_000, "latency_ms@1": 2.0, "peak_gmacs@1": 3.0}
+FAST = {"peer": "openvino-float32", "latency_ms@1": 1.5}
+FAILED = {"peer": "tvm-float32", "error": "OpNotImplemented: TopK"}
+
+
+def test_a_line_of_the_table_of_speed():
+    from speed import line
+
+    peers = ["openvino-float32", "tvm-float32", "absent"]
+    assert line("m", [OURS, FAST, FAILED], 1, peers) == (
+        "| m | 1 | 2.0 | 50 % | 0.75x (1.5) | – |  |"
+    )
+    broken = {"peer": "iqvit", "error": "RuntimeError: no"}
+    assert line("m", [broken, FAST, FAILED], 1, peers) == "| m | 1 | – | – | 1.5 | – |  |"
+    # Timed at other numbers of threads only, which is no failure.
+    assert line("m", [OURS | {"latency_ms@2": 1.0, "peak_gmacs@2": 6.0}, FAST], 2, peers) == (
+        "| m | 2 | 1.0 | 50 % |  |  |  |"
+    )
+
+
+def test_the_table_of_speed_says_why_a_peer_failed():
+    from speed import table
+
+    other = {"peer": "mine", "latency_ms@1": 4.0}
+    assert table({"a": [OURS, FAILED], "b": [OURS, other, FAST]}, [1]) == (
+        "| model | threads | iqvit, ms | share of peak | against OpenVINO float32 "
+        "| against TVM float32, stock | against mine |\n"
+        "|---|---|---|---|---|---|---|\n"
+        "| a | 1 | 2.0 | 50 % |  | – |  |\n"
+        "| b | 1 | 2.0 | 50 % | 0.75x (1.5) |  | 2.00x (4.0) |\n"
+        "\n"
+        "–: failed.\n"
+        "\n"
+        "- a, TVM float32, stock: OpNotImplemented: TopK\n"
+    )
+
+
+def test_usual_peers_of_the_table_of_speed_are_known():
+    from comparing import chosen
+    from speed import TITLES, USUAL
+    from speed_peers import SPEED_PEERS
+
+    assert chosen(USUAL, SPEED_PEERS) == list(TITLES)
+
+
+@pytest.fixture
+def shop(tmp_path):
+    """The small model with two images."""
+    from workshop import Workshop
+
+    from iqvit.models.float_model import FloatModel
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        module = nn.Sequential(Small(), nn.Flatten(1)).eval()
+    mean, std = (0.5, 0.4, 0.3), (0.2, 0.2, 0.2)
+    model = FloatModel(module, "small", SMALL_SHAPE, mean, std, SMALL_SHAPE[2:])
+    images = torch.randint(0, 256, (2, *SMALL_SHAPE[1:]), dtype=torch.uint8)
+    return Workshop(model, images, 2, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "needs", "error"),
+    [
+        ("tvm-float32", "onnx", 1e-5),
+        pytest.param("pytorch-compiled", "torch", 1e-5, marks=pytest.mark.slow),
+        pytest.param("executorch-int8", "executorch", 0.2, marks=pytest.mark.slow),
+    ],
+)
+def test_a_peer_of_the_table_of_speed_computes_the_model(name, needs, error, shop):
+    pytest.importorskip(needs)
+    from comparing import quiet
+    from speed_peers import SPEED_PEERS
+    from toolchains import open_peer
+
+    x = next(shop.inputs(1))
+    with quiet():
+        subject = open_peer(name, SPEED_PEERS[name], shop)
+        wanted = shop.model.module(torch.from_numpy(x)).detach()
+        for threads in (2, 1):
+            subject.set_threads(threads)
+            found = torch.as_tensor(subject.call(x if needs != "torch" else torch.from_numpy(x))[0])
+            assert (found - wanted).square().mean() <= error**2 * wanted.var()
+
+
 def test_answers_are_remembered_by_the_pixels():
     from comparing import remembered
 
@@ -208,7 +343,7 @@ def test_answers_are_remembered_by_the_pixels():
 @pytest.mark.slow
 def test_integers_up_to_the_maps_then_the_float_decoder(tmp_path):
     from mixed_detector import MAPS, Mixed, in_pytorch
-    from toolchains import Workshop
+    from workshop import Workshop
 
     from iqvit.calibration.recipe import Recipe
     from iqvit.interpret import run
