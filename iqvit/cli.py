@@ -21,6 +21,7 @@ from iqvit.commands import (
     recipe,
     targets,
     train_detection,
+    train_multitask,
     train_segmentation,
     training,
 )
@@ -138,6 +139,9 @@ train.command("segmentation", short_help="A Segmenter, from images with masks.")
 )
 train.command("detection", short_help="An RT-DETR, from images with boxes.")(
     guarded(train_detection.detection)
+)
+train.command("multitask", short_help="Both from one encoder, from images with masks and boxes.")(
+    guarded(train_multitask.multitask)
 )
 app.add_typer(train, name="train", help=training.HELP, short_help="Teach a float model.")
 
