@@ -14,6 +14,7 @@ from iqvit.commands import (
     demo,
     eval,
     eval_coco,
+    eval_multitask,
     eval_segmentation,
     inspect,
     predict,
@@ -126,6 +127,7 @@ EVALUATIONS: tuple[tuple[str, Callable[..., None], str], ...] = (
     ("ade20k", eval_segmentation.ade20k, "ADE20K, 150 classes: mIoU."),
     ("cityscapes", eval_segmentation.cityscapes, "Cityscapes, 19 classes: mIoU."),
     ("coco", eval_coco.coco, "COCO and data in its format: average precision."),
+    ("multitask", eval_multitask.multitask, "Images with masks and boxes: both, from one run."),
 )
 for name, command, line in EVALUATIONS:
     evaluation.command(name, short_help=line)(guarded(command))
