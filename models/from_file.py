@@ -30,9 +30,9 @@ def build(spec: str, request: Request) -> FloatModel:
     The preprocessing is a dict of any of: input_size (int or (height, width); 224), mean, std
     (ImageNet's), crop_pct (1.0) or resize (int or pair), crop ("center"), interpolation
     ("bicubic"), labels, task ("classification"; see `FloatModel`), box_labels (of a "multitask"
-    one). `input_size` (an int, or (height, width) where they differ) and `num_classes` are handed to the function where it takes
-    arguments of these names. What the function itself raises is not caught: its traceback is what
-    its author needs.
+    one). `input_size` (an int, or (height, width) where they differ) and `num_classes` are handed
+    to the function where it takes arguments of these names. What the function itself raises is not
+    caught: its traceback is what its author needs.
     """
     path, _, function = spec.rpartition(":")
     with _importable(Path(path)):
