@@ -59,10 +59,8 @@ class Augment:
         rows = span(image.shape[1], self.frame[0] * scale, self.crop[0])
         return rows, span(image.shape[2], self.frame[1] * scale, self.crop[1])
 
-    def cut(
-        self, image: Tensor, mask: Tensor, rows: Span, columns: Span
-    ) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
-        """What is seen of both, resized, in other colours: [3, h, w] and [1, h, w]."""
+    def cut(self, image: Tensor, mask: Tensor, rows: Span, columns: Span) -> tuple[Tensor, Tensor]:
+        """What is seen of both, resized, in other colours: an image and a mask of torchvision's."""
         region = (rows.start, columns.start, rows.taken, columns.taken, [rows.made, columns.made])
         seen = functional.resized_crop(tv_tensors.Image(image), *region, antialias=True)
         ids = functional.resized_crop(tv_tensors.Mask(mask[None]), *region)

@@ -101,8 +101,11 @@ def _read_config(path: Path) -> tuple[MultitaskConfig, MultitaskCard]:
         config = MultitaskConfig.from_dict(content["config"])
         palette = content["palette"]
         card = MultitaskCard(
-            *(tuple(content[key]) for key in ("labels", "box_labels", "mean", "std")),
-            None if palette is None else tuple((r, g, b) for r, g, b in palette),
+            labels=tuple(content["labels"]),
+            box_labels=tuple(content["box_labels"]),
+            mean=tuple(content["mean"]),
+            std=tuple(content["std"]),
+            palette=None if palette is None else tuple((r, g, b) for r, g, b in palette),
         )
     except OSError as error:
         raise ModelError(f"cannot read {path}: {error.strerror or error}") from error
