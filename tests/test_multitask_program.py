@@ -144,8 +144,9 @@ def test_both_are_scored_from_one_run(place, masks_and_boxes, small_multitask, t
     maps = scores_of(tmp_path, "segmentation", place / "both", masks_and_boxes, *reference)
     boxes = scores_of(tmp_path, "coco", place / "both", masks_and_boxes, *reference)
     alone = scores_of(tmp_path, "coco", place / "detection.iqv", masks_and_boxes)
+    own = {"model", "kind", "seconds", "macs", "params", "bytes", "classes"}
     for other in (maps, boxes, alone):
-        same = other.keys() - {"model", "kind", "seconds", "macs", "params", "classes"}
+        same = other.keys() - own
         assert {name: both[name] for name in same} == {name: other[name] for name in same}
     assert (both["images"], both["images_with_masks"], both["images_with_boxes"]) == (3, 3, 3)
     assert {"mIoU", "float_mIoU", "equal_pixels", "mAP", "float_mAP", "iou.red", "ap.red"} < {*both}
