@@ -20,6 +20,7 @@ from iqvit.commands import (
     predict,
     quantize,
     recipe,
+    scenes,
     targets,
     train_detection,
     train_multitask,
@@ -115,6 +116,7 @@ COMMANDS: tuple[tuple[str, Callable[..., None], str], ...] = (
     ("predict", predict.predict, "The best classes of images."),
     ("bench", bench.bench, "Latency and speed, in turns."),
     ("recipe", recipe.recipe, "Print the usual settings, to edit."),
+    ("scenes", scenes.scenes, "Render images with class maps and boxes."),
     ("targets", targets.targets, "The CPUs that can be compiled for."),
 )
 for name, command, line in COMMANDS:
