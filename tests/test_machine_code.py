@@ -1,7 +1,9 @@
 """The proof on the machine code: what counts as a float instruction, and what a library holds."""
 
+import importlib
 import shutil
 import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from iqvit.tvm_backend.targets import TARGETS
 X86 = TARGETS["x86-avx2"].tvm_dict
 ARM = {"kind": "llvm", "mtriple": "aarch64-linux-gnu", "mattr": ["+neon", "+dotprod"]}
 TRIPLES = {"x86_64": X86, "aarch64": ARM}
+code = importlib.import_module("iqvit.tvm_backend.machine_code")
 
 
 def function(name, dtype, of):
@@ -189,3 +192,27 @@ def test_files_that_are_no_library(tmp_path):
         machine_code(tmp_path / "x.so")
     with pytest.raises(FileFormatError, match=r"absent.so is no ELF library: .*No such file"):
         machine_code(tmp_path / "absent.so")
+
+
+BRANCH, RETURN = bytes.fromhex("00040014"), bytes.fromhex("c0035fd6")
+"""Of aarch64: `b` to 0x1000 bytes on, and `ret`."""
+
+
+@pytest.mark.parametrize(
+    ("name", "between", "reached"),
+    [
+        (".text", "e843419@0005_00000039_abbec", False),
+        (".text", "something_else", True),
+        ("something_else", "e843419@0005_00000039_abbec", True),
+    ],
+)
+def test_a_jump_over_the_stubs_of_a_linker_calls_nothing(name, between, reached):
+    functions = [
+        code._Function(name, 0x2000, BRANCH),
+        code._Function(between, 0x2008, RETURN),
+        code._Function("__truncsfhf2", 0x3000, RETURN),
+    ]
+    machine = code._machine("EM_AARCH64", Path("library"))
+    for function in functions:
+        code._disassemble(function, machine, Path("library"))
+    assert (0x3000 in code._reached(functions)) == reached

@@ -34,6 +34,8 @@ CALLABLE = re.compile(
 """Functions outside of the library that it may call: TVM's runtime, memory, start-up."""
 MOST_PADDING = 63
 """Bytes between two functions that may be mere alignment."""
+STUB = re.compile(r"e843419@|e835769@")
+"""How ld names the stubs that mend the errata of the Cortex-A53."""
 _ADDRESS = re.compile(r"(?:^|[ #])(0x[0-9a-f]+)$")
 CODE = 0x4
 """The flag of ELF sections that hold instructions."""
@@ -87,8 +89,8 @@ class _Function:
     code: bytes
     instructions: int = 0
     found: list[FloatCode] = field(default_factory=list)
-    targets: set[int] = field(default_factory=set)
-    """Where its calls and jumps lead."""
+    jumps: set[tuple[int, int]] = field(default_factory=set)
+    """From where its calls and jumps lead, and where to."""
 
 
 def assert_no_float_code(library: str | os.PathLike[str]) -> MachineCode:
@@ -128,7 +130,7 @@ def machine_code(library: str | os.PathLike[str]) -> MachineCode:
     for function in functions:
         _disassemble(function, machine, path)
     found = [item for function in functions for item in function.found]
-    reached = {target for function in functions for target in function.targets}
+    reached = _reached(functions)
     for function in functions:
         used = function.name in called or function.address in reached
         if used and SOFT_FLOAT.fullmatch(function.name):
@@ -212,7 +214,7 @@ def _disassemble(function: _Function, machine: _Machine, path: Path) -> None:
             if machine.is_float(mnemonic, operands):
                 text = f"{mnemonic} {operands}".strip()
                 function.found.append(FloatCode(function.name, place, text))
-            _follow(function, operands)
+            _follow(function, place, operands)
         at += decoded
         if at >= len(data):
             return
@@ -226,11 +228,26 @@ def _disassemble(function: _Function, machine: _Machine, path: Path) -> None:
         function.instructions += length > 0
 
 
-def _follow(function: _Function, operands: str) -> None:
+def _follow(function: _Function, place: int, operands: str) -> None:
     """Keep the address that a call or jump names."""
     target = _ADDRESS.search(operands)
     if target is not None:
-        function.targets.add(int(target[1], 16))
+        function.jumps.add((place, int(target[1], 16)))
+
+
+def _reached(functions: list[_Function]) -> set[int]:
+    """Where calls and jumps lead.
+
+    Where a linker puts stubs between two functions it begins with a jump over them, to whatever
+    function comes next; nothing runs into that jump, and it is under no symbol.
+    """
+    stubs = [function.address for function in functions if STUB.match(function.name)]
+    return {
+        target
+        for function in functions
+        for place, target in function.jumps
+        if not (function.name.startswith(".") and any(place < stub < target for stub in stubs))
+    }
 
 
 def _relocated(elf: "ELFFile") -> set[str]:
