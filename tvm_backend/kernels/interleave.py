@@ -21,7 +21,8 @@ MARK = "iqvit.interleave"
 def interleave(function: PrimFunc) -> PrimFunc:
     """The function with the statements of marked loops' bodies in turns, where they do not depend
     on each other."""
-    return function.with_body(structural_map(function.body, (tirx.For, _taken_in_turns)))
+    made: Any = function  # its annotations leave out that it has a body
+    return made.with_body(structural_map(made.body, (tirx.For, _taken_in_turns)))
 
 
 def _taken_in_turns(loop: Any) -> Any:
