@@ -285,6 +285,28 @@ def test_usual_peers_of_the_table_of_speed_are_known():
     assert chosen(USUAL, SPEED_PEERS) == list(TITLES)
 
 
+@pytest.mark.parametrize("mask", ["none", "keys", "bias"])
+def test_attention_in_plain_operators_is_the_same(mask):
+    from speed_peers import PlainAttention
+
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, 3, length, 8, generator=generator) for length in (5, 7, 7))
+    bias = torch.randn(5, 7, generator=generator)
+    attn_mask = {"none": None, "keys": bias > -1, "bias": bias}[mask]
+    with PlainAttention():
+        found = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask, scale=0.3)
+        exported = torch.export.export(Attention(), (q, k, v)).graph_module.code
+    wanted = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask, scale=0.3)
+    torch.testing.assert_close(found, wanted)
+    assert "softmax" in exported
+    assert "scaled_dot_product" not in exported
+
+
+class Attention(nn.Module):
+    def forward(self, q, k, v):
+        return nn.functional.scaled_dot_product_attention(q, k, v)
+
+
 @pytest.fixture
 def shop(tmp_path):
     """The small model with two images."""
