@@ -116,7 +116,7 @@ def run(
 ) -> None:
     """Train `task` in the processes that torchrun started, or in this one, and tell how it goes.
 
-    spec: the source of models that reads `output`, "segmenter" or "rtdetr".
+    spec: the source of models that reads `output`, "segmenter", "rtdetr" or "multitask".
     """
     import torch
 
