@@ -3,6 +3,7 @@
 All random numbers come from torch's global state.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.ops import box_area, box_convert
 
+from iqvit.errors import IqvitError
 from iqvit.training.augment import Augment, Span
 from iqvit.training.box_augment import LEAST_SIDE
 
@@ -24,6 +26,14 @@ class JointAugmentation:
 
     scales: tuple[float, float] = (0.5, 2.0)
     least_area: float = 0.0
+
+    def __post_init__(self) -> None:
+        least, most = self.scales
+        if not 0 < least <= most < math.inf or not 0 <= self.least_area < math.inf:
+            raise IqvitError(
+                f"images cannot be scaled by factors from scales {least} to {most}, or objects "
+                f"dropped below {self.least_area} pixels"
+            )
 
 
 class JointAugment:
