@@ -6,9 +6,9 @@ small (area below 32^2 pixels), medium and large (from 96^2) objects.
 
 import contextlib
 import io
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from iqvit.errors import DataError
@@ -17,6 +17,8 @@ from iqvit.eval.coco_data import CocoItem, CocoSet
 from iqvit.eval.evaluate import spread
 from iqvit.eval.metrics import percent
 from iqvit.eval.preprocess import Preprocess
+from iqvit.eval.shards import Record, Scored, score_all
+from iqvit.eval.traces import content, names_and_sizes
 
 STATS = (
     *("mAP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large"),
@@ -41,7 +43,7 @@ class DetectionScores:
 
 
 class BoxScorer:
-    """Collects detections, of a model and perhaps of a reference, image after image."""
+    """Records detections, of a model and perhaps of a reference, image by image, and scores all."""
 
     def __init__(
         self,
@@ -57,42 +59,116 @@ class BoxScorer:
         self.class_of = range(len(dataset.classes)) if class_of is None else class_of
         self.numbers = numbers or BoxFormat(), reference_numbers or BoxFormat()
         self.agreement_score = agreement_score
-        self.scored: list[CocoItem] = []
-        self.results: list[Result] = []
-        self.others: list[Result] | None = None
-        self.pairs = self.compared = 0
 
-    def add(self, item: CocoItem, output: Detection, other: Detection | None) -> Found:
-        """Take in what the model found in an image, and the reference; DataError as `in_pixels`."""
+    def facts(self, items: Sequence[CocoItem]) -> dict[str, Any]:
+        """By which the boxes and the images of an evaluation are known."""
+        return {
+            "boxes": content(self.dataset.annotations),
+            "images with boxes": names_and_sizes([item.path for item in items]),
+            "classes of boxes": list(self.dataset.classes),
+            "class of each label": list(self.class_of),
+            "score of agreement": self.agreement_score,
+        }
+
+    def record(
+        self, item: CocoItem, output: Detection, other: Detection | None
+    ) -> tuple[Record, Found]:
+        """What the model found in an image, and the reference; DataError as `in_pixels`.
+
+        own and real: rows of a COCO results file. same, of total: detections of both that both
+        make.
+        """
         found = self._found(item, output, self.numbers[0])
-        self.scored.append(item)
-        self.results += coco_results(item, found, self.dataset.category_ids)
+        record: dict[str, Any] = {"own": coco_results(item, found, self.dataset.category_ids)}
         if other is not None:
             theirs = self._found(item, other, self.numbers[1])
-            rows = coco_results(item, theirs, self.dataset.category_ids)
-            self.others = rows if self.others is None else self.others + rows
+            record["real"] = coco_results(item, theirs, self.dataset.category_ids)
             same, total = same_detections(found, theirs, self.agreement_score)
-            self.pairs, self.compared = self.pairs + same, self.compared + total
-        return found
+            record |= {"same": same, "total": total}
+        return record, found
 
-    def scores(self, unread: int = 0) -> DetectionScores:
-        """Of all that was added; `unread` images count as skipped. DataError without any box."""
-        stats, by_class = coco_metrics(self.dataset, self.scored, self.results)
+    def scores(
+        self, items: Sequence[CocoItem], records: Sequence[Record], unread: int = 0
+    ) -> DetectionScores:
+        """Of the records of the images `items`; `unread` more count as skipped. DataError without
+        any box."""
+        results = [row for record in records for row in record["own"]]
+        stats, by_class = coco_metrics(self.dataset, items, results)
         metrics: dict[str, Any] = {
             **stats,
-            "images": len(self.scored),
-            "boxes": sum(int((~item.iscrowd).sum()) for item in self.scored),
+            "images": len(items),
+            "boxes": sum(int((~item.iscrowd).sum()) for item in items),
             "skipped": len(self.dataset.skipped) + unread,
         }
-        if self.others is None:
-            return DetectionScores(metrics, by_class, self.results)
-        real, float_ap = coco_metrics(self.dataset, self.scored, self.others)
+        if not any("real" in record for record in records):
+            return DetectionScores(metrics, by_class, results)
+        others = [row for record in records for row in record["real"]]
+        real, float_ap = coco_metrics(self.dataset, items, others)
         metrics |= {f"float_{name}": real[name] for name in STATS[:6]}
-        metrics["agreement"] = percent(2 * self.pairs, self.compared) if self.compared > 0 else None
-        return DetectionScores(metrics, by_class, self.results, float_ap)
+        same, total = (sum(record[name] for record in records) for name in ("same", "total"))
+        metrics["agreement"] = percent(2 * same, total) if total > 0 else None
+        return DetectionScores(metrics, by_class, results, float_ap)
 
     def _found(self, item: CocoItem, output: Detection, numbers: BoxFormat) -> Found:
         return in_pixels(output, item.size, numbers, str(item.path), self.class_of)
+
+
+class DetectionJob:
+    """`evaluate_detection`, an image a unit; the record of one that cannot be read is None."""
+
+    unit = 1
+
+    def __init__(
+        self,
+        predict: BoxPredictor,
+        dataset: CocoSet,
+        read: Preprocess,
+        scorer: BoxScorer,
+        *,
+        reference: BoxPredictor | None = None,
+        limit: int | None = None,
+        skip_bad: bool = False,
+        on_found: Callable[[CocoItem, Found], None] | None = None,
+    ) -> None:
+        """The arguments are those of `evaluate_detection`."""
+        require_squash(read)
+        self.predict, self.reference, self.read = predict, reference, read
+        self.scorer, self.skip_bad, self.on_found = scorer, skip_bad, on_found
+        self.items = spread(dataset.items, limit)
+        self.images = len(self.items)
+
+    @cached_property
+    def facts(self) -> dict[str, Any]:
+        return {
+            "task": "detection",
+            **self.scorer.facts(self.items),
+            "preprocessing": self.read.to_dict(),
+            "--skip-bad": self.skip_bad,
+        }
+
+    def score(self, unit: int) -> Record:
+        item = self.items[unit]
+        try:
+            item.check_size()
+            pixels = self.read(item.path)[None]
+        except DataError:
+            if not self.skip_bad:
+                raise
+            return None
+        other = None if self.reference is None else self.reference(pixels)
+        record, found = self.scorer.record(item, self.predict(pixels), other)
+        if self.on_found is not None:
+            self.on_found(item, found)
+        return record
+
+    def finish(self, scored: Scored) -> DetectionScores:
+        """The metrics; DataError without any box."""
+        pairs = zip(self.items, scored.records, strict=True)
+        read = [(item, record) for item, record in pairs if record is not None]
+        items, records = [item for item, _ in read], [record for _, record in read]
+        scores = self.scorer.scores(items, records, unread=self.images - len(read))
+        scores.metrics["seconds"] = scored.seconds
+        return scores
 
 
 def evaluate_detection(
@@ -122,7 +198,6 @@ def evaluate_detection(
     that cannot be read, which `skip_bad` leaves out. on_found is given every image's detections.
     Raises DataError.
     """
-    require_squash(read)
     scorer = BoxScorer(
         dataset,
         numbers=numbers,
@@ -130,24 +205,17 @@ def evaluate_detection(
         reference_numbers=reference_numbers,
         agreement_score=agreement_score,
     )
-    chosen = spread(dataset.items, limit)
-    start = time.perf_counter()
-    for done, item in enumerate(chosen, 1):
-        if progress is not None:
-            progress(done, len(chosen))
-        try:
-            item.check_size()
-            pixels = read(item.path)[None]
-        except DataError:
-            if not skip_bad:
-                raise
-            continue
-        found = scorer.add(item, predict(pixels), None if reference is None else reference(pixels))
-        if on_found is not None:
-            on_found(item, found)
-    scores = scorer.scores(unread=len(chosen) - len(scorer.scored))
-    scores.metrics["seconds"] = time.perf_counter() - start
-    return scores
+    job = DetectionJob(
+        predict,
+        dataset,
+        read,
+        scorer,
+        reference=reference,
+        limit=limit,
+        skip_bad=skip_bad,
+        on_found=on_found,
+    )
+    return job.finish(score_all(job, progress))
 
 
 def coco_results(item: CocoItem, found: Found, category_ids: Sequence[int]) -> list[Result]:

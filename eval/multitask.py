@@ -1,19 +1,21 @@
 """Scores a multi-task model: the class map and the boxes of one run on each image."""
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor
 
 from iqvit.errors import DataError
 from iqvit.eval.boxes import BoxFormat, Detection
+from iqvit.eval.coco_data import CocoItem
 from iqvit.eval.detection import BoxScorer, DetectionScores, require_squash
 from iqvit.eval.evaluate import spread
 from iqvit.eval.multitask_data import MultitaskSet, Place
 from iqvit.eval.preprocess import Preprocess
-from iqvit.eval.segmentation import MapScorer, SegmentationScores
+from iqvit.eval.segmentation import MapScorer, SegmentationScores, mask_facts
+from iqvit.eval.shards import Record, Scored, score_all
 
 JointPredictor = Callable[[Tensor], Mapping[str, Tensor]]
 """uint8 [1, 3, H, W] -> classes [1, h, w], boxes [1, K, 4], scores [1, K] and labels [1, K]."""
@@ -30,6 +32,109 @@ class MultitaskScores:
     metrics: dict[str, Any]
     maps: SegmentationScores | None
     boxes: DetectionScores | None
+
+
+class MultitaskJob:
+    """`evaluate_multitask`, an image a unit; the record of one that cannot be read is None, others
+    have those of `MapScorer` (map) and `BoxScorer` (boxes), None where the data has none."""
+
+    unit = 1
+
+    def __init__(
+        self,
+        predict: JointPredictor,
+        dataset: MultitaskSet,
+        read: Preprocess,
+        *,
+        numbers: BoxFormat | None = None,
+        class_of: Sequence[int] | None = None,
+        reference: JointPredictor | None = None,
+        reference_numbers: BoxFormat | None = None,
+        limit: int | None = None,
+        skip_bad: bool = False,
+    ) -> None:
+        """The arguments are those of `evaluate_multitask`."""
+        require_squash(read)
+        self.predict, self.reference, self.read = predict, reference, read
+        self.dataset, self.skip_bad = dataset, skip_bad
+        self.places = spread(dataset.items, limit)
+        self.images = len(self.places)
+        self.maps = None if dataset.masks is None else MapScorer(dataset.masks)
+        self.boxes = None
+        if dataset.boxes is not None:
+            self.boxes = BoxScorer(
+                dataset.boxes,
+                numbers=numbers,
+                class_of=class_of,
+                reference_numbers=reference_numbers,
+            )
+
+    @cached_property
+    def facts(self) -> dict[str, Any]:
+        found: dict[str, Any] = {
+            "task": "multitask",
+            "preprocessing": self.read.to_dict(),
+            "--skip-bad": self.skip_bad,
+        }
+        if self.dataset.masks is not None:
+            masks = [place.mask for place in self.places if place.mask is not None]
+            found |= mask_facts(self.dataset.masks, masks)
+        if self.dataset.boxes is not None and self.boxes is not None:
+            items = self.dataset.boxes.items
+            found |= self.boxes.facts([items[p.boxes] for p in self.places if p.boxes is not None])
+        return found
+
+    def score(self, unit: int) -> Record:
+        place = self.places[unit]
+        item = self._item(place)
+        try:
+            if item is not None:
+                item.check_size()
+            pixels = self.read(place.path)[None]
+        except DataError:
+            if not self.skip_bad:
+                raise
+            return None
+        found = self.predict(pixels)
+        other = None if self.reference is None else self.reference(pixels)
+        record: dict[str, Any] = {"map": None, "boxes": None}
+        if self.maps is not None and self.dataset.masks is not None and place.mask is not None:
+            truth = self.dataset.masks.mask(place.mask)
+            theirs = None if other is None else other["classes"]
+            record["map"], _ = self.maps.record(place.path, truth, found["classes"], theirs)
+        if self.boxes is not None and item is not None:
+            theirs = None if other is None else _detection(other)
+            record["boxes"], _ = self.boxes.record(item, _detection(found), theirs)
+        return record
+
+    def finish(self, scored: Scored) -> MultitaskScores:
+        """The metrics; DataError where nothing could be scored."""
+        pairs = zip(self.places, scored.records, strict=True)
+        read = [(place, record) for place, record in pairs if record is not None]
+        unread = self.images - len(read)
+        maps = [record["map"] for _, record in read if record["map"] is not None]
+        boxed = [(self._item(place), r["boxes"]) for place, r in read if r["boxes"] is not None]
+        items = [item for item, _ in boxed if item is not None]
+        by_map = None if self.maps is None or not maps else self.maps.scores(maps)
+        by_box = None
+        if self.boxes is not None and boxed:
+            by_box = self.boxes.scores(items, [record for _, record in boxed], unread)
+        if by_map is None and by_box is None:
+            raise DataError("none of the images could be scored")
+        metrics: dict[str, Any] = {}
+        for scores in (by_map, by_box):
+            metrics |= {} if scores is None else scores.metrics
+        metrics |= {"images": len(read), "skipped": metrics.get("skipped", unread)}
+        if self.maps is not None:
+            metrics["images_with_masks"] = len(maps)
+        if self.boxes is not None:
+            metrics["images_with_boxes"] = len(boxed)
+        return MultitaskScores({**metrics, "seconds": scored.seconds}, by_map, by_box)
+
+    def _item(self, place: Place) -> CocoItem | None:
+        if self.dataset.boxes is None or place.boxes is None:
+            return None
+        return self.dataset.boxes.items[place.boxes]
 
 
 def evaluate_multitask(
@@ -50,84 +155,19 @@ def evaluate_multitask(
     Masks are scored as by `evaluate_segmentation`, boxes as by `evaluate_detection`, whose
     arguments these are; an image that has only one of them is scored on that. Raises DataError.
     """
-    require_squash(read)
-    chosen = spread(dataset.items, limit)
-    maps = None if dataset.masks is None else MapScorer(dataset.masks)
-    boxes = None
-    if dataset.boxes is not None:
-        boxes = BoxScorer(
-            dataset.boxes,
-            numbers=numbers,
-            class_of=class_of,
-            reference_numbers=reference_numbers,
-        )
-    scored = 0
-    start = time.perf_counter()
-    for done, place in enumerate(chosen, 1):
-        if progress is not None:
-            progress(done, len(chosen))
-        try:
-            _check_size(dataset, place)
-            pixels = read(place.path)[None]
-        except DataError:
-            if not skip_bad:
-                raise
-            continue
-        scored += 1
-        found, other = predict(pixels), None if reference is None else reference(pixels)
-        _add_map(maps, dataset, place, found, other)
-        _add_boxes(boxes, dataset, place, found, other)
-    return _gathered(maps, boxes, scored, len(chosen) - scored, seconds=time.perf_counter() - start)
-
-
-def _check_size(dataset: MultitaskSet, place: Place) -> None:
-    if dataset.boxes is not None and place.boxes is not None:
-        dataset.boxes.items[place.boxes].check_size()
-
-
-def _add_map(
-    scorer: MapScorer | None,
-    dataset: MultitaskSet,
-    place: Place,
-    found: Mapping[str, Tensor],
-    other: Mapping[str, Tensor] | None,
-) -> None:
-    if scorer is None or dataset.masks is None or place.mask is None:
-        return
-    theirs = None if other is None else other["classes"]
-    scorer.add(place.path, dataset.masks.mask(place.mask), found["classes"], theirs)
-
-
-def _add_boxes(
-    scorer: BoxScorer | None,
-    dataset: MultitaskSet,
-    place: Place,
-    found: Mapping[str, Tensor],
-    other: Mapping[str, Tensor] | None,
-) -> None:
-    if scorer is None or dataset.boxes is None or place.boxes is None:
-        return
-    item = dataset.boxes.items[place.boxes]
-    scorer.add(item, _detection(found), None if other is None else _detection(other))
+    job = MultitaskJob(
+        predict,
+        dataset,
+        read,
+        numbers=numbers,
+        class_of=class_of,
+        reference=reference,
+        reference_numbers=reference_numbers,
+        limit=limit,
+        skip_bad=skip_bad,
+    )
+    return job.finish(score_all(job, progress))
 
 
 def _detection(outputs: Mapping[str, Tensor]) -> Detection:
     return outputs["boxes"], outputs["scores"], outputs["labels"]
-
-
-def _gathered(
-    maps: MapScorer | None, boxes: BoxScorer | None, scored: int, unread: int, seconds: float
-) -> MultitaskScores:
-    by_map = None if maps is None or maps.images == 0 else maps.scores()
-    by_box = None if boxes is None or not boxes.scored else boxes.scores(unread)
-    if by_map is None and by_box is None:
-        raise DataError("none of the images could be scored")
-    metrics: dict[str, Any] = {}
-    for scores in (by_map, by_box):
-        metrics |= {} if scores is None else scores.metrics
-    metrics |= {"images": scored, "skipped": metrics.get("skipped", unread)}
-    if maps is not None:
-        metrics["images_with_masks"] = maps.images
-    if boxes is not None:
-        metrics["images_with_boxes"] = len(boxes.scored)
-    return MultitaskScores({**metrics, "seconds": seconds}, by_map, by_box)

@@ -1,8 +1,8 @@
 """Scores class maps against masks: mIoU and accuracies, as the field computes them."""
 
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,15 @@ from iqvit.errors import DataError
 from iqvit.eval.evaluate import spread
 from iqvit.eval.metrics import percent
 from iqvit.eval.segmentation_data import IGNORE, SegmentationSet
+from iqvit.eval.shards import Record, Scored, score_all
+from iqvit.eval.traces import names_and_sizes
 
 MapPredictor = Callable[[Tensor], Tensor]
 """uint8 [1, 3, H, W] -> class indices [1, h, w], any integer type."""
+
+
+Entries = list[list[int]]
+"""Of a `ConfusionMatrix`."""
 
 
 class ConfusionMatrix:
@@ -53,6 +59,20 @@ class ConfusionMatrix:
                 )
         pairs = torch.bincount(wanted * self.classes + found, minlength=self.classes**2)
         self.counts += pairs.view(self.classes, self.classes)
+
+    @classmethod
+    def of(cls, classes: int, parts: Iterable[Entries]) -> "ConfusionMatrix":
+        """The sum of the `entries` of others."""
+        matrix = cls(classes)
+        for entries in parts:
+            for truth, found, count in entries:
+                matrix.counts[truth, found] += count
+        return matrix
+
+    def entries(self) -> Entries:
+        """[class in truth, class predicted, pixels] of what is not zero, as JSON has it."""
+        places = self.counts.nonzero().tolist()
+        return [[truth, found, int(self.counts[truth, found])] for truth, found in places]
 
     def iou(self) -> list[float | None]:
         """For each class 100 * intersection / union; None where both maps lack it everywhere."""
@@ -107,42 +127,101 @@ class SegmentationScores:
 
 
 class MapScorer:
-    """Counts class maps, of a model and perhaps of a reference, image after image."""
+    """Counts class maps, of a model and perhaps of a reference, image by image and then all."""
 
     def __init__(self, dataset: SegmentationSet) -> None:
         self.classes = dataset.classes
-        self.own, self.real = (ConfusionMatrix(len(dataset.classes)) for _ in range(2))
-        self.images = self.equal = self.compared = 0
 
-    def add(self, image: Path, truth: Tensor, found: Tensor, other: Tensor | None) -> Tensor:
-        """Count the class map `found` [1, h, w], and `other` of the reference, on `truth` [H, W].
+    def record(
+        self, image: Path, truth: Tensor, found: Tensor, other: Tensor | None
+    ) -> tuple[Record, Tensor]:
+        """The class map `found` [1, h, w], and `other` of the reference, counted on `truth` [H, W].
 
-        Returns the map at the size of the mask, uint8 [H, W]. Raises DataError.
+        A record of counts of pixels: own and real are those of `ConfusionMatrix`, equal of all
+        pixels of the maps. Also the map at the size of the mask, uint8 [H, W]. Raises DataError.
         """
         found = _class_map(found, image)
         resized = resize_nearest(found, truth.shape)
-        self.own.add(resized, truth)
-        self.images += 1
+        counted: dict[str, Any] = {"own": self._counts(resized, truth)}
         if other is not None:
             other = _class_map(other, image)
-            self.equal += _equal_pixels(found, other)
-            self.compared += found.numel()
-            self.real.add(resize_nearest(other, truth.shape), truth)
-        return resized.to(torch.uint8)
+            counted["equal"] = _equal_pixels(found, other)
+            counted["pixels"] = found.numel()
+            counted["real"] = self._counts(resize_nearest(other, truth.shape), truth)
+        return counted, resized.to(torch.uint8)
 
-    def scores(self) -> SegmentationScores:
-        """Of all that was added; DataError where no pixel was."""
-        metrics: dict[str, Any] = {**self.own.metrics(), "images": self.images}
-        named = dict(zip(self.classes, self.own.iou(), strict=True))
-        if self.compared == 0:
-            return SegmentationScores(metrics, named)
-        metrics |= {
-            "float_mIoU": self.real.miou(),
-            "equal_pixels": percent(self.equal, self.compared),
-        }
-        return SegmentationScores(
-            metrics, named, dict(zip(self.classes, self.real.iou(), strict=True))
+    def scores(self, records: Sequence[Record]) -> SegmentationScores:
+        """Of all records; DataError where there is no pixel."""
+        own, real = (
+            ConfusionMatrix.of(len(self.classes), (r[side] for r in records if side in r))
+            for side in ("own", "real")
         )
+        metrics: dict[str, Any] = {**own.metrics(), "images": len(records)}
+        named = dict(zip(self.classes, own.iou(), strict=True))
+        pixels, equal = (sum(r.get(name, 0) for r in records) for name in ("pixels", "equal"))
+        if pixels == 0:
+            return SegmentationScores(metrics, named)
+        metrics |= {"float_mIoU": real.miou(), "equal_pixels": percent(equal, pixels)}
+        return SegmentationScores(metrics, named, dict(zip(self.classes, real.iou(), strict=True)))
+
+    def _counts(self, found: Tensor, truth: Tensor) -> Entries:
+        matrix = ConfusionMatrix(len(self.classes))
+        matrix.add(found, truth)
+        return matrix.entries()
+
+
+class SegmentationJob:
+    """`evaluate_segmentation`, an image a unit."""
+
+    unit = 1
+
+    def __init__(
+        self,
+        predict: MapPredictor,
+        dataset: SegmentationSet,
+        read: Callable[[Path], Tensor],
+        *,
+        reference: MapPredictor | None = None,
+        limit: int | None = None,
+        on_map: Callable[[Path, Tensor], None] | None = None,
+    ) -> None:
+        """The arguments are those of `evaluate_segmentation`."""
+        self.predict, self.reference, self.read, self.on_map = predict, reference, read, on_map
+        self.dataset, self.scorer = dataset, MapScorer(dataset)
+        self.chosen = spread(range(len(dataset)), limit)
+        self.images = len(self.chosen)
+
+    @cached_property
+    def facts(self) -> dict[str, Any]:
+        return {"task": "segmentation", **mask_facts(self.dataset, self.chosen)}
+
+    def score(self, unit: int) -> Record:
+        index = self.chosen[unit]
+        image = self.dataset.items[index][0]
+        truth = self.dataset.mask(index)
+        pixels = self.read(image)[None]
+        other = None if self.reference is None else self.reference(pixels)
+        record, resized = self.scorer.record(image, truth, self.predict(pixels), other)
+        if self.on_map is not None:
+            self.on_map(image, resized)
+        return record
+
+    def finish(self, scored: Scored) -> SegmentationScores:
+        """The metrics; DataError where there is no pixel."""
+        scores = self.scorer.scores(scored.records)
+        scores.metrics["seconds"] = scored.seconds
+        return scores
+
+
+def mask_facts(dataset: SegmentationSet, chosen: Sequence[int]) -> dict[str, Any]:
+    """By which the masks and the images of an evaluation are known."""
+    pairs = [dataset.items[index] for index in chosen]
+    return {
+        "images": names_and_sizes([image for image, _ in pairs]),
+        "masks": names_and_sizes([mask for _, mask in pairs]),
+        "classes": list(dataset.classes),
+        "mask values": list(dataset.to_train_ids),
+    }
 
 
 def evaluate_segmentation(
@@ -164,23 +243,8 @@ def evaluate_segmentation(
     both give the same class. `limit` takes so many images, evenly spaced; `on_map(image, map)` is
     given every class map at the mask's size, uint8 [H, W]. Raises DataError.
     """
-    chosen = spread(range(len(dataset)), limit)
-    scorer = MapScorer(dataset)
-    start = time.perf_counter()
-    for done, index in enumerate(chosen, 1):
-        image = dataset.items[index][0]
-        truth = dataset.mask(index)
-        pixels = read(image)[None]
-        resized = scorer.add(
-            image, truth, predict(pixels), None if reference is None else reference(pixels)
-        )
-        if on_map is not None:
-            on_map(image, resized)
-        if progress is not None:
-            progress(done, len(chosen))
-    scores = scorer.scores()
-    scores.metrics["seconds"] = time.perf_counter() - start
-    return scores
+    job = SegmentationJob(predict, dataset, read, reference=reference, limit=limit, on_map=on_map)
+    return job.finish(score_all(job, progress))
 
 
 def resize_nearest(values: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:

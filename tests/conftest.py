@@ -1,5 +1,6 @@
 """What all tests run with, and what several files share."""
 
+import socket
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,18 @@ import pytest
 def without_cache(monkeypatch):
     """Libraries are compiled, and nothing is left in the user's cache."""
     monkeypatch.setenv("IQVIT_CACHE", "off")
+
+
+@pytest.fixture
+def free_port():
+    """free_port() -> a port of this machine that nobody listens on."""
+
+    def find() -> int:
+        with socket.socket() as found:
+            found.bind(("127.0.0.1", 0))
+            return found.getsockname()[1]
+
+    return find
 
 
 @pytest.fixture(scope="session")

@@ -190,7 +190,7 @@ def test_images_that_are_not_scored_do_not_count(write):
         on_found=lambda item, found: seen.append(item.image_id),
         progress=lambda done, total: seen.append((done, total)),
     )
-    assert seen == [(1, 3), 10, (2, 3), 13, (3, 3), 16]
+    assert seen == [10, (1, 3), 13, (2, 3), 16, (3, 3)]
     expected = pycocotools_stats(dataset, scores.results, [10, 13, 16])
     assert [scores.metrics[name] for name in STATS] == (100 * expected).tolist()
     everything = pycocotools_stats(dataset, scores.results)

@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from iqvit.errors import DataError, IqvitError
+from iqvit.processes import World
 from iqvit.training.checkpoint import NAME, read_checkpoint
 from iqvit.training.feed import Order, loader, seed_of
 from iqvit.training.optimise import Average, adamw, schedule
-from iqvit.training.processes import World
 from iqvit.training.trainer import Output, Schedule, Trainer
 
 SAMPLES = 8
@@ -265,7 +265,7 @@ from pathlib import Path
 spec = importlib.util.spec_from_file_location("toy", sys.argv[1])
 toy = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(toy)
-from iqvit.training.processes import processes
+from iqvit.processes import processes
 from iqvit.training.trainer import Output, Trainer
 
 folder = Path(sys.argv[2])

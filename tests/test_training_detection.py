@@ -14,6 +14,7 @@ from iqvit.eval.coco_data import read_coco
 from iqvit.models.rtdetr.config import PyramidConfig, ResNetConfig, RTDetrConfig
 from iqvit.models.rtdetr.folder import DetectorCard, load_detector, save_detector
 from iqvit.models.rtdetr.model import RTDetr
+from iqvit.processes import World
 from iqvit.training.box_augment import BoxAugment, BoxAugmentation
 from iqvit.training.detection import (
     DetectionOptions,
@@ -22,7 +23,6 @@ from iqvit.training.detection import (
     scales,
 )
 from iqvit.training.detection_model import continued_detector, fresh_detector
-from iqvit.training.processes import World
 
 SIZE = (64, 96)
 SMALL = RTDetrConfig(

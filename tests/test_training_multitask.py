@@ -15,11 +15,11 @@ from iqvit.models.rtdetr.folder import DetectorCard, save_detector
 from iqvit.models.rtdetr.model import RTDetr
 from iqvit.models.segmenter import Segmenter, SegmenterConfig
 from iqvit.models.segmenter_folder import SegmenterMeta, save_segmenter
+from iqvit.processes import World
 from iqvit.training.augment import IGNORE, Augment
 from iqvit.training.joint_augment import JointAugment, JointAugmentation
 from iqvit.training.multitask import MultitaskOptions, MultitaskTask
 from iqvit.training.multitask_model import continued_multitask, fresh_multitask
-from iqvit.training.processes import World
 
 SIZE, CROP = (64, 96), (32, 64)
 HALF = (0.5, 0.5, 0.5)

@@ -14,10 +14,10 @@ from iqvit.errors import DataError, IqvitError, ModelError
 from iqvit.eval.segmentation_data import IGNORE, read_folder
 from iqvit.models.segmenter import Segmenter, SegmenterConfig
 from iqvit.models.segmenter_folder import SegmenterMeta, load_segmenter, save_segmenter
+from iqvit.processes import World
 from iqvit.training.augment import Augment, span
 from iqvit.training.curves import write_curves
 from iqvit.training.images import Cached, normalise
-from iqvit.training.processes import World
 from iqvit.training.segmentation import (
     Options,
     SegmentationTask,

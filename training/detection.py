@@ -27,9 +27,9 @@ from iqvit.models.rtdetr.training import (
     training_forward,
 )
 from iqvit.models.vit import resample_positions
+from iqvit.processes import World
 from iqvit.training.box_augment import BoxAugment, BoxAugmentation
 from iqvit.training.images import USUAL_CACHE, Cached, names_hash, normalise, plain
-from iqvit.training.processes import World
 from iqvit.training.start import Start
 from iqvit.training.task import Network
 

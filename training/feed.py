@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from iqvit.errors import IqvitError
-from iqvit.training.processes import World
+from iqvit.processes import World
 from iqvit.training.task import Task
 
 Key = tuple[int, int]

@@ -23,6 +23,7 @@ from iqvit.models.rtdetr.training import (
     detection_loss,
     require_losses,
 )
+from iqvit.processes import World
 from iqvit.training.detection import (
     BEST,
     average_precision,
@@ -32,7 +33,6 @@ from iqvit.training.detection import (
 )
 from iqvit.training.images import USUAL_CACHE, Cached, names_hash, normalise
 from iqvit.training.joint_augment import JointAugment, JointAugmentation
-from iqvit.training.processes import World
 from iqvit.training.segmentation import class_counts, cross_entropy, require_weighting, sqrt_inverse
 from iqvit.training.start import Start
 from iqvit.training.task import Network

@@ -16,9 +16,9 @@ from iqvit.eval.segmentation import ConfusionMatrix, resize_nearest
 from iqvit.eval.segmentation_data import IGNORE, SegmentationSet
 from iqvit.models.segmenter import ClassMap, Segmenter, at_size, upsample
 from iqvit.models.segmenter_folder import SegmenterMeta, save_segmenter
+from iqvit.processes import World
 from iqvit.training.augment import Augment
 from iqvit.training.images import USUAL_CACHE, Cached, names_hash, normalise, plain
-from iqvit.training.processes import World
 from iqvit.training.start import Start
 from iqvit.training.task import Network
 

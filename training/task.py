@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from iqvit.training.processes import World
+from iqvit.processes import World
 
 Network = Callable[..., Any]
 """The model as the trainer calls it: itself, or the wrapper that averages gradients."""

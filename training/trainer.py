@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from iqvit.errors import DataError, IqvitError
+from iqvit.processes import World
 from iqvit.training.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from iqvit.training.feed import Order, loader, seed_of
 from iqvit.training.optimise import Average, adamw, schedule, set_learning_rate
-from iqvit.training.processes import World
 from iqvit.training.task import Task
 
 Row = dict[str, float]

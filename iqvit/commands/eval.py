@@ -18,9 +18,9 @@ from iqvit.commands.options import (
 )
 from iqvit.commands.outputs import require_file, write_metrics
 from iqvit.commands.quantize import calibration_images
+from iqvit.commands.sharding import Resume, score
 from iqvit.commands.subject import (
     CLASSIFICATION,
-    FLOAT,
     Subject,
     float_subject,
     load_float,
@@ -77,6 +77,7 @@ def imagenet(
     classes: Classes = None,
     threads: OneThreads = None,
     skip_bad: SkipBad = False,
+    resume: Resume = None,
     json: Json = None,
 ) -> None:
     """Top-1 and top-5 on classified images, and agreement with a float model.
@@ -91,7 +92,7 @@ def imagenet(
     0..100; agreement is the share of equal predictions; sqnr_db is of the scores.
     """
     require_file(json)
-    from iqvit.eval.evaluate import evaluate
+    from iqvit.eval.evaluate import ClassificationJob, Settings
     from iqvit.eval.imagenet import read_imagenet
 
     found = read_imagenet(data)
@@ -101,23 +102,19 @@ def imagenet(
     )
     require_classifier(subject)
     compared = open_reference(reference, reference_weights, subject, classes, seed)
-    if threads is not None:
-        set_all_threads(subject, compared, threads)
-    with screen.progress() as report:
-        result = evaluate(
-            subject.scores,
-            found.items,
-            subject.preprocess,
-            reference=None if compared is None else compared.scores,
-            scale=subject.scale,
-            zero_point=subject.zero_point,
-            classes=known_classes(found),
-            limit=images,
-            exclude=excluded,
-            skip_bad=skip_bad,
-            progress=reading(report),
-        )
-    metrics: dict[str, Any] = {**result, **subject.facts}
+    job = ClassificationJob(
+        subject.scores,
+        found.items,
+        subject.preprocess,
+        Settings(subject.scale, subject.zero_point, known_classes(found), skip_bad),
+        reference=None if compared is None else compared.scores,
+        limit=images,
+        exclude=excluded,
+    )
+    scored = score(job, subject, compared, threads=threads, resume=resume)
+    if scored is None:
+        return
+    metrics: dict[str, Any] = {**job.finish(scored), **subject.facts}
     write_metrics(json, {**metrics, "model": model, "kind": subject.kind})
     screen.facts(metrics, f"{model} ({subject.kind}) on {data}")
 
@@ -136,7 +133,7 @@ def known_classes(images: "ImageSet") -> int | None:
 
 
 def reading(report: "Report") -> Any:
-    """`evaluate`'s progress as a stage."""
+    """The progress of `evaluate` as a stage."""
     return lambda done, total: report("scoring", done, total)
 
 
@@ -167,10 +164,3 @@ def open_reference(
             f"{(height, width)}: they are not the same model"
         )
     return reference if head is None else reference.head(head)
-
-
-def set_all_threads(subject: Subject, reference: Subject | None, threads: int) -> None:
-    """Run both on so many threads."""
-    subject.set_threads(threads)
-    if reference is not None and subject.kind != FLOAT:
-        reference.set_threads(threads)

@@ -8,9 +8,10 @@ import typer
 
 from iqvit.commands import screen
 from iqvit.commands.detecting import detecting, match_classes, require_same_labels
-from iqvit.commands.eval import Reference, ReferenceWeights, open_reference, set_all_threads
+from iqvit.commands.eval import Reference, ReferenceWeights, open_reference
 from iqvit.commands.options import MODEL_HELP, InputSize, Json, OneThreads, SkipBad, Weights
 from iqvit.commands.outputs import require_file, write_metrics
+from iqvit.commands.sharding import Resume, score
 from iqvit.commands.subject import DETECTION, Subject, open_subject
 from iqvit.errors import DataError
 
@@ -58,6 +59,7 @@ def coco(
         typer.Option("--results", metavar="FILE", help="Write all detections as COCO results."),
     ] = None,
     skip_bad: SkipBad = False,
+    resume: Resume = None,
     json: Json = None,
 ) -> None:
     """Average precision of boxes on COCO or data in its format, and agreement with a float model.
@@ -76,7 +78,7 @@ def coco(
     """
     require_file(json)
     require_file(results)
-    from iqvit.eval.detection import evaluate_detection
+    from iqvit.eval.detection import BoxScorer, DetectionJob
 
     found = read_data(data, split, annotations, image_dir, supercategories, skip_bad)
     for fault in found.skipped:
@@ -88,21 +90,25 @@ def coco(
     other = None if compared is None else detecting(compared)
     if compared is not None:
         require_same_labels(subject, compared)
-    if threads is not None:
-        set_all_threads(subject, compared, threads)
-    with screen.progress() as report:
-        scores = evaluate_detection(
-            applied.predict,
-            found,
-            applied.read,
-            numbers=applied.numbers,
-            class_of=class_of,
-            reference=None if other is None else other.predict,
-            reference_numbers=None if other is None else other.numbers,
-            limit=limit,
-            skip_bad=skip_bad,
-            progress=lambda done, total: report("scoring", done, total),
-        )
+    scorer = BoxScorer(
+        found,
+        numbers=applied.numbers,
+        class_of=class_of,
+        reference_numbers=None if other is None else other.numbers,
+    )
+    job = DetectionJob(
+        applied.predict,
+        found,
+        applied.read,
+        scorer,
+        reference=None if other is None else other.predict,
+        limit=limit,
+        skip_bad=skip_bad,
+    )
+    scored = score(job, subject, compared, threads=threads, resume=resume)
+    if scored is None:
+        return
+    scores = job.finish(scored)
     show(scores, subject, f"{model} ({subject.kind}) on {found.annotations}", json)
     if results is not None:
         write_results(results, scores)

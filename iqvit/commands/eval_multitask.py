@@ -7,11 +7,12 @@ import typer
 
 from iqvit.commands import screen
 from iqvit.commands.detecting import detecting, match_classes, require_same_labels
-from iqvit.commands.eval import Reference, ReferenceWeights, open_reference, set_all_threads
+from iqvit.commands.eval import Reference, ReferenceWeights, open_reference
 from iqvit.commands.eval_coco import write_results
 from iqvit.commands.eval_segmentation import require_classes
 from iqvit.commands.options import MODEL_HELP, InputSize, Json, OneThreads, SkipBad, Weights
 from iqvit.commands.outputs import require_file, write_metrics
+from iqvit.commands.sharding import Resume, score
 from iqvit.commands.subject import DETECTION, MULTITASK, SEGMENTATION, Subject, open_subject
 from iqvit.errors import ModelError
 
@@ -51,6 +52,7 @@ def multitask(
         typer.Option("--results", metavar="FILE", help="Write all detections as COCO results."),
     ] = None,
     skip_bad: SkipBad = False,
+    resume: Resume = None,
     json: Json = None,
 ) -> None:
     """mIoU and average precision of a multi-task model, each image run once for both.
@@ -65,7 +67,7 @@ def multitask(
     """
     require_file(json)
     require_file(results)
-    from iqvit.eval.multitask import evaluate_multitask
+    from iqvit.eval.multitask import MultitaskJob
     from iqvit.eval.multitask_data import read_multitask
 
     found = read_multitask(data, split, class_file, skip_bad=skip_bad)
@@ -79,21 +81,21 @@ def multitask(
     if compared is not None:
         for task in (SEGMENTATION, DETECTION):
             require_same_labels(subject.head(task), compared.head(task))
-    if threads is not None:
-        set_all_threads(subject, compared, threads)
-    with screen.progress() as report:
-        scores = evaluate_multitask(
-            run,
-            found,
-            boxes.read,
-            numbers=boxes.numbers,
-            class_of=class_of,
-            reference=other,
-            reference_numbers=None if theirs is None else theirs.numbers,
-            limit=images,
-            skip_bad=skip_bad,
-            progress=lambda done, total: report("scoring", done, total),
-        )
+    job = MultitaskJob(
+        run,
+        found,
+        boxes.read,
+        numbers=boxes.numbers,
+        class_of=class_of,
+        reference=other,
+        reference_numbers=None if theirs is None else theirs.numbers,
+        limit=images,
+        skip_bad=skip_bad,
+    )
+    scored = score(job, subject, compared, threads=threads, resume=resume)
+    if scored is None:
+        return
+    scores = job.finish(scored)
     show(scores, subject, f"{model} ({subject.kind}) on {data / split}", json)
     if results is not None and scores.boxes is not None:
         write_results(results, scores.boxes)

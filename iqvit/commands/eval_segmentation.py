@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from iqvit.commands import screen
-from iqvit.commands.eval import Reference, ReferenceWeights, open_reference, set_all_threads
+from iqvit.commands import screen, sharding
+from iqvit.commands.eval import Reference, ReferenceWeights, open_reference
 from iqvit.commands.options import MODEL_HELP, InputSize, Json, OneThreads, Weights
 from iqvit.commands.outputs import require_file, require_folder, write_metrics
 from iqvit.commands.segmenting import WindowStride, segmenting
+from iqvit.commands.sharding import Resume
 from iqvit.commands.subject import SEGMENTATION, Size, Subject, open_subject
 from iqvit.errors import DataError
 
@@ -44,6 +45,7 @@ class Settings:
     window_stride: int | None
     threads: int | None
     maps: Path | None
+    resume: Path | None
     json: Path | None
 
 
@@ -83,6 +85,7 @@ def segmentation(
     window_stride: WindowStride = None,
     threads: OneThreads = None,
     maps: Maps = None,
+    resume: Resume = None,
     json: Json = None,
 ) -> None:
     """mIoU on images with masks, and equality with a float model.
@@ -111,6 +114,7 @@ def segmentation(
         window_stride,
         threads,
         maps,
+        resume,
         json,
     )
     score(
@@ -134,6 +138,7 @@ def ade20k(
     window_stride: WindowStride = None,
     threads: OneThreads = None,
     maps: Maps = None,
+    resume: Resume = None,
     json: Json = None,
 ) -> None:
     """mIoU on ADE20K, the 150 classes of the 2016 scene parsing challenge.
@@ -156,6 +161,7 @@ def ade20k(
         window_stride,
         threads,
         maps,
+        resume,
         json,
     )
     score(model, lambda: read_ade20k(data, split), settings)
@@ -175,6 +181,7 @@ def cityscapes(
     window_stride: WindowStride = None,
     threads: OneThreads = None,
     maps: Maps = None,
+    resume: Resume = None,
     json: Json = None,
 ) -> None:
     """mIoU on Cityscapes, the 19 classes of its fine annotations.
@@ -197,6 +204,7 @@ def cityscapes(
         window_stride,
         threads,
         maps,
+        resume,
         json,
     )
     score(model, lambda: read_cityscapes(data, split), settings)
@@ -207,25 +215,33 @@ def score(model: str, read: "Callable[[], SegmentationSet]", settings: Settings)
     require_file(settings.json)
     if settings.maps is not None:
         require_folder(settings.maps)
-    from iqvit.eval.segmentation import evaluate_segmentation
+    from iqvit.eval.segmentation import SegmentationJob
 
     found = read()
     subject, reference = open_both(model, settings)
     require_classes(subject, found)
     applied = segmenting(subject, settings.window_stride)
     compared = None if reference is None else segmenting(reference, settings.window_stride).predict
-    if settings.threads is not None:
-        set_all_threads(subject, reference, settings.threads)
-    with screen.progress() as report:
-        scores = evaluate_segmentation(
-            applied.predict,
-            found,
-            applied.read,
-            reference=compared,
-            limit=settings.images,
-            on_map=None if settings.maps is None else map_writer(settings.maps, found),
-            progress=lambda done, total: report("scoring", done, total),
-        )
+    job = SegmentationJob(
+        applied.predict,
+        found,
+        applied.read,
+        reference=compared,
+        limit=settings.images,
+        on_map=None if settings.maps is None else map_writer(settings.maps, found),
+    )
+    maps = None if settings.maps is None else str(settings.maps.resolve())
+    scored = sharding.score(
+        job,
+        subject,
+        reference,
+        threads=settings.threads,
+        resume=settings.resume,
+        options={"--window-stride": settings.window_stride, "--maps": maps},
+    )
+    if scored is None:
+        return
+    scores = job.finish(scored)
     show(scores, subject, f"{model} ({subject.kind}) on {found.folder}", settings.json)
 
 

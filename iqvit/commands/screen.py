@@ -1,5 +1,6 @@
 """What people see: tables on stdout; notes and progress bars on stderr, bars on a terminal only."""
 
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -9,9 +10,15 @@ Report = Callable[[str, int, int], None]
 """Called as `report(stage, done, total)`; a total of 0 means that it cannot be known."""
 
 
+def leads() -> bool:
+    """Whether this is the one process that tells: of those of `torchrun` the first."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def note(text: str) -> None:
     """Something the user should know that is no result."""
-    print(f"note: {text}", file=sys.stderr)
+    if leads():
+        print(f"note: {text}", file=sys.stderr)
 
 
 def number(value: Any) -> str:
@@ -73,7 +80,7 @@ def markdown(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 @contextmanager
 def progress() -> Iterator[Report]:
     """Bars for the stages that are reported; silent where stderr is no terminal."""
-    if not sys.stderr.isatty():
+    if not sys.stderr.isatty() or not leads():
         yield lambda stage, done, total: None
         return
     from rich.console import Console

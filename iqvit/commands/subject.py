@@ -1,5 +1,6 @@
 """MODEL of the command line: a float model, an .iqv or an artifact, all called alike."""
 
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -9,7 +10,7 @@ from iqvit.commands.screen import note
 from iqvit.errors import DataError, FileFormatError, ModelError
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from iqvit.eval.preprocess import Preprocess
     from iqvit.intgraph import IntGraph
@@ -45,7 +46,8 @@ class Subject:
     For "detection" scores gives [N, K], and outputs all of `BOXES`, `SCORES` and `LABELS`; qparams
     says what the numbers of each output stand for, and is empty for a float model. For "multitask"
     scores gives the class map, and outputs `CLASSES` too; labels and palette are those of the class
-    map, box_labels those of the boxes.
+    map, box_labels those of the boxes. digest tells one model from another: SHA-256 of the weights
+    or of the program.
     """
 
     name: str
@@ -58,6 +60,7 @@ class Subject:
     call: Callable[[Any], Any]
     set_threads: Callable[[int], None]
     facts: dict[str, Any]
+    digest: Callable[[], str]
     scale: float = 1.0
     zero_point: float = 0.0
     folder: Path | None = None
@@ -191,6 +194,7 @@ def float_subject(model: "FloatModel", name: str | None = None) -> Subject:
         call=call,
         set_threads=torch.set_num_threads,
         facts={"params": sum(p.numel() for p in model.module.parameters())},
+        digest=lambda: weights_digest(model.module),
         task=model.task,
         palette=model.palette or (),
         outputs=outputs if names else None,
@@ -231,6 +235,7 @@ def graph_subject(graph: "IntGraph", name: str) -> Subject:
         call=lambda x: run(graph, x),
         set_threads=torch.set_num_threads,
         facts={"macs": spent.macs, "params": spent.params, "bytes": spent.bytes},
+        digest=lambda: graph.hash,
         scale=scale,
         zero_point=zero_point,
         task=task,
@@ -269,6 +274,7 @@ def artifact_subject(artifact: "Artifact", name: str) -> Subject:
         call=artifact.run_one,
         set_threads=set_threads,
         facts={key: manifest[key] for key in ("macs", "params") if key in manifest},
+        digest=lambda: f"{manifest['graph_hash']} {manifest['sha256']}",
         scale=scale,
         zero_point=zero_point,
         folder=artifact.folder,
@@ -278,6 +284,19 @@ def artifact_subject(artifact: "Artifact", name: str) -> Subject:
         qparams=outputs,
         box_labels=tuple(manifest.get("box_labels") or ()),
     )
+
+
+def weights_digest(module: "nn.Module") -> str:
+    """SHA-256 of the names, types, shapes and values of all parameters and buffers, and of the
+    modules by name and class."""
+    import torch
+
+    parts = [(name, type(part).__name__) for name, part in module.named_modules()]
+    digest = hashlib.sha256(repr(parts).encode())
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(f"\n{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def random_image(shape: tuple[int, ...]) -> "Tensor":

@@ -120,7 +120,7 @@ def run(
     """
     import torch
 
-    from iqvit.training.processes import processes
+    from iqvit.processes import processes
     from iqvit.training.trainer import Output, Trainer
 
     if threads is not None:
