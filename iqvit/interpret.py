@@ -70,7 +70,7 @@ def evaluate_batch(
 
 
 def _constants(graph: IntGraph, device: torch.device) -> dict[str, torch.Tensor]:
-    """Constants on a device, made once a graph (numpy marks them read-only; nothing writes them)."""
+    """Constants on a device, made once a graph (those of numpy are read-only)."""
     devices: dict[torch.device, dict[str, torch.Tensor]] = graph.__dict__.setdefault("_tensors", {})
     if device not in devices:
         devices[device] = {

@@ -7,8 +7,8 @@ function is evaluated at the reals that the program's integers stand for, its re
 what the program made of it, and the gradient goes straight through that rounding, except where the
 integers saturated (`iqvit.training.integers`).
 
-What learns: weights and biases of linears and convolutions, gains and biases of LayerNorms, and step
-sizes if asked for. Other constants (positions, class tokens, anchors) stay.
+What learns: weights and biases of linears and convolutions, gains and biases of LayerNorms, and
+step sizes if asked for. Other constants (positions, class tokens, anchors) stay.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -30,7 +30,7 @@ from iqvit.training.integers.forms import Forms
 from iqvit.training.integers.frame import Frame, StepRules
 from iqvit.training.integers.product import Product
 from iqvit.training.integers.program import Program
-from iqvit.training.integers.real import RealPass, output_values
+from iqvit.training.integers.real import RealPass, integer_values
 
 __all__ = ["PROGRAM", "StepRules", "ThroughIntegers", "through_integers"]
 
@@ -69,10 +69,12 @@ class ThroughIntegers(nn.Module):
     """uint8 images `[B, 3, H, W]` -> the outputs by name, float32 `[B, ...]`, with gradient.
 
     The values are what the integer outputs stand for; for an output of indices (a class map), those
-    that it was chosen from. At first the program is that of `calibrated`, bit for bit. `export` gives
-    the program of the present weights, `integers` its outputs. The state dict holds all that training
-    changes, and the calibrated scales. Raises `DataError` for images of another shape or type, and
-    what `iqvit.convert` raises where training has led to a program that does not build.
+    that it was chosen from. taps: nodes of the canonical graph whose values are given beside the
+    outputs, under other names (indices as int64). At first the program is that of `calibrated`,
+    bit for bit. `export` gives the program of the present weights, `integers` its outputs. The
+    state dict holds all that training changes, and the calibrated scales. Raises `DataError` for
+    images of another shape or type, and what `iqvit.convert` raises where training has led to a
+    program that does not build.
     """
 
     def __init__(
@@ -81,9 +83,10 @@ class ThroughIntegers(nn.Module):
         calibrated: Calibrated,
         rules: StepRules | None = None,
         meta: Mapping[str, Any] | None = None,
+        taps: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__()
-        self.frame = Frame(model, calibrated, rules or StepRules(), meta or {})
+        self.frame = Frame(model, calibrated, rules or StepRules(), meta or {}, taps or {})
         made = {node.name: self.frame.product(node) for node in self.frame.products}
         self.products = nn.ModuleDict(made)
         norms = {name: value.clone() for name, value in self.frame.norm_constants.items()}
@@ -141,9 +144,9 @@ class ThroughIntegers(nn.Module):
 
     def _real(self, program: Program, trace: dict[str, Tensor]) -> dict[str, Tensor]:
         """The outputs with their gradients; ranges that move take in what they see."""
-        model = self.frame.model
+        model, results = self.frame.model, self.frame.results
         if not torch.is_grad_enabled():
-            return torch.vmap(lambda one: output_values(model, program, one))(trace)
+            return torch.vmap(lambda one: integer_values(program, one, results))(trace)
         tensors = {name: getattr(self, f"fixed_{name}") for name in self.frame.fixed}
         tensors |= dict(self.norms.items())
         weights = {n: _rounded(part) for n, part in self.products.items()}
@@ -152,9 +155,16 @@ class ThroughIntegers(nn.Module):
 
         def single(one: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
             done = RealPass(
-                model, program, one, tensors, weights, self.frame.form_of, self.forms.factor, watched
+                model,
+                program,
+                one,
+                tensors,
+                weights,
+                self.frame.form_of,
+                self.forms.factor,
+                watched,
             )
-            return done.run(), done.used
+            return done.run(results), done.used
 
         found, used = torch.vmap(single)(trace)
         if watched:

@@ -195,7 +195,9 @@ class DeformAttention(Op):
         value, boxes, offsets, logits = (x.to(torch.int64) for x in args)
         queries, count = boxes.shape[1], self.samples_a_head
         heads = logits.shape[-1] // count
-        width, height, first, *factors = torch.from_numpy(self.geometry()).to(value.device).unbind(1)
+        width, height, first, *factors = (
+            torch.from_numpy(self.geometry()).to(value.device).unbind(1)
+        )
         before, after = centre(self.mode, self.fraction, self.place_shift)
         moved = offsets.reshape(queries, heads, count, 2)
         x, y = (

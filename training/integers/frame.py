@@ -17,6 +17,7 @@ from iqvit.errors import IqvitError
 from iqvit.training.integers.forms import Form
 from iqvit.training.integers.product import Product
 from iqvit.training.integers.program import Program, make_program
+from iqvit.training.integers.real import chosen_from
 
 STEPS = ("followed", "learned")
 RANGES = ("fixed", "moving")
@@ -49,8 +50,9 @@ class StepRules:
 class Frame:
     """A calibrated model and its plan; shared by all copies of what learns.
 
-    Keys of forms: the group of a value, "GROUP:narrow" for what matrix products read of it, and
-    "NODE:logits" inside an attention.
+    results: the float nodes whose values are given, by name: the outputs (of indices, what they
+    were chosen from) and the taps. Keys of forms: the group of a value, "GROUP:narrow" for what
+    matrix products read of it, and "NODE:logits" inside an attention.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class Frame:
         calibrated: Calibrated,
         rules: StepRules,
         meta: Mapping[str, Any],
+        taps: Mapping[str, str],
     ) -> None:
         # Conversion reads constants from the graph's own module, so this one gets the learnt ones.
         self.model = replace(model, module=copy.deepcopy(model.module))
@@ -68,6 +71,12 @@ class Frame:
         self.form_of = dict(group)
         self.form_of |= {f"{name}_narrow": f"{key}:narrow" for name, key in group.items()}
         self.form_of |= {f"{name}_logits": f"{name}:logits" for name in calibrated.logits}
+        self.results = {name: chosen_from(node) for name, node in self.model.outputs.items()}
+        nodes = {node.name: node for node in self.model.module.graph.nodes}
+        for name, tapped in taps.items():
+            if tapped not in nodes or name in self.results:
+                raise IqvitError(f"the tap {name!r} of node {tapped!r}: no such node, or an output")
+            self.results[name] = nodes[tapped]
 
     def __deepcopy__(self, memo: Any) -> "Frame":
         return self

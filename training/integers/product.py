@@ -1,4 +1,4 @@
-"""The weights of one linear or convolution while they learn: real ones, rounded anew in each step."""
+"""The weights of a linear or convolution while they learn: real ones, rounded anew every step."""
 
 import numpy as np
 import torch
@@ -14,9 +14,9 @@ ROOM = 0.49
 class Product(nn.Module):
     """`forward()` gives the rounded weight as reals, whose gradient is that of the real weight.
 
-    It starts with the integers that calibration chose: the real weight is the given one, moved where
-    it must be to the nearest value that rounds to them. One step size an output channel, or one for
-    all (`shared`); where it is not `learned` it follows the channel's largest weight.
+    It starts with the integers that calibration chose: the real weight is the given one, moved
+    where it must be to the nearest value that rounds to them. One step size an output channel, or
+    one for all (`shared`); where it is not `learned` it follows the channel's largest weight.
 
     weight: float32 `[N, ...]`. rounded: calibration's integers, scales and corrected bias. columns:
     the scale of the input for each column, broadcasting over the weight.
@@ -46,7 +46,8 @@ class Product(nn.Module):
         placed = torch.clamp(weight.double() / steps, codes - ROOM, codes + ROOM) * steps
         self.weight = nn.Parameter(placed.to(torch.float32))
         self.bias = nn.Parameter(torch.from_numpy(rounded.bias.copy()).to(torch.float32))
-        largest = self._largest()
+        with torch.no_grad():
+            largest = self._largest()
         filler = scale * self.most
         self.register_buffer("largest", torch.where(largest > 0, largest, filler))
         self.factor = nn.Parameter(torch.ones(1 if shared else len(scale))) if learned else None
@@ -57,14 +58,14 @@ class Product(nn.Module):
             steps = self._spread(self._scale()) / self.columns
             value = (self._codes() * steps).to(torch.float32)
             bound = self.most * steps
-            inside = within(self.weight, -bound, bound)
+            inside = within(self.weight, -bound, bound, steps)
         if self.factor is None:
             return straight(self.weight, value)
         return straight(self.weight, value, inside, self._spread(self.factor), self.most)
 
     @torch.no_grad()
     def rounded(self, input_factor: float) -> Weight:
-        """What conversion reads, the input's scale being `input_factor` times the calibrated one."""
+        """What conversion reads; the input's scale is `input_factor` times the calibrated one."""
         return Weight(
             self._codes().to(torch.int8).cpu().numpy(),
             (self._scale() * input_factor).cpu().numpy(),

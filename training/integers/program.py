@@ -1,4 +1,4 @@
-"""One conversion, and which of its integer nodes stands for what the float graph computes and reads."""
+"""One conversion, and which of its integer nodes stand for what the float graph computes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

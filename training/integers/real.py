@@ -1,4 +1,4 @@
-"""The real functions of a program, evaluated at the program's own values: what gradients flow through."""
+"""The real functions of a program, evaluated at its own values: what gradients flow through."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -40,8 +40,8 @@ class RealPass:
 
     trace: the integers of every node of the program. tensors: constants by name. weights: rounded
     weight and bias of every linear and convolution. forms: the key of the form that a value has, or
-    is read in. factor: the learned factor of a form. watched: the forms whose range moves, each with
-    its present factor; `used` is filled with the largest share of their calibrated ranges.
+    is read in. factor: the learned factor of a form. watched: the forms whose range moves, each
+    with its present factor; `used` is filled with the largest share of their calibrated ranges.
     """
 
     model: CanonicalModel
@@ -55,8 +55,8 @@ class RealPass:
     used: dict[str, Tensor] = field(default_factory=dict)
     _special: dict[str, Tensor] = field(default_factory=dict)
 
-    def run(self) -> dict[str, Tensor]:
-        """The model's outputs; of indices, the values that they were chosen from."""
+    def run(self, wanted: Mapping[str, fx.Node]) -> dict[str, Tensor]:
+        """The values of float nodes, by the names that they are given."""
         env: dict[fx.Node, Any] = {}
         for node in self.model.module.graph.nodes:
             if node.op == "placeholder":
@@ -65,7 +65,7 @@ class RealPass:
                 env[node] = self.tensors.get(node.name)  # None: a weight
             elif node.op == "call_function":
                 env[node] = self._node(node, env)
-        return {name: env[chosen_from(node)] for name, node in self.model.outputs.items()}
+        return {name: env[node] for name, node in wanted.items()}
 
     def _node(self, node: fx.Node, env: dict[fx.Node, Any]) -> Any:
         operator = op_of(node).name
@@ -99,7 +99,7 @@ class RealPass:
             largest = torch.maximum(_share(real, lo), _share(real, hi)).amax() * self.watched[key]
             self.used[key] = torch.maximum(self.used.get(key, largest), largest)
         saturates = made.type.lo <= limits[0] or made.type.hi >= limits[1]
-        inside = within(real.detach(), lo, hi) if saturates else None
+        inside = within(real.detach(), lo, hi, scale) if saturates else None
         value = dequantised(self.trace[made.name], scale, zero_point)
         return straight(real, value, inside, self.factor(key), max(limits[1], 1))
 
@@ -139,15 +139,16 @@ class RealPass:
         return dequantised(q, *_on(_qparams(made), q))
 
 
-def output_values(
-    model: CanonicalModel, program: Program, trace: Mapping[str, Tensor]
+def integer_values(
+    program: Program, trace: Mapping[str, Tensor], wanted: Mapping[str, fx.Node]
 ) -> dict[str, Tensor]:
-    """The outputs of `RealPass.run` without it: what the integers stand for."""
+    """What `RealPass.run` gives, without it: what the integers stand for."""
     found = {}
-    for name, node in model.outputs.items():
-        made = program.graph[program.values[chosen_from(node).name]]
+    for name, node in wanted.items():
+        made = program.graph[program.values[node.name]]
         q = trace[made.name]
-        found[name] = dequantised(q, *_on(_qparams(made), q))
+        real = is_real(node)
+        found[name] = dequantised(q, *_on(_qparams(made), q)) if real else q.to(torch.int64)
     return found
 
 

@@ -1,7 +1,7 @@
-"""Straight-through rounding: the integer program's value forward, the real function's gradient back.
+"""Straight-through rounding: the program's value forward, the real function's gradient back.
 
-Gradients stop where the integers saturated, and a step size learns as in LSQ (Esser et al., "Learned
-Step Size Quantization", 2020, equation 3).
+Gradients stop where the integers saturated, and a step size learns as in LSQ (Esser et al.,
+"Learned Step Size Quantization", 2020, equation 3).
 """
 
 import math
@@ -84,9 +84,9 @@ class _StraightStep(Function):
         return (grad if inside is None else grad * inside), by_factor, None, None, None
 
 
-def within(real: Tensor, lo: Tensor | float, hi: Tensor | float) -> Tensor:
-    """Where values have integers of their own, bool."""
-    return (real >= lo) & (real <= hi)
+def within(real: Tensor, lo: Tensor | float, hi: Tensor | float, step: Tensor | float) -> Tensor:
+    """Where values are not cut off: their nearest integer is within the limits lo and hi, bool."""
+    return (real > lo - step / 2) & (real < hi + step / 2)
 
 
 def real_limits(scale: Any, zero_point: Any, limits: tuple[int, int]) -> tuple[Any, Any]:
