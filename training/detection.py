@@ -12,7 +12,7 @@ from torch.func import functional_call
 from torchvision.transforms.v2.functional import resize
 
 from iqvit.errors import DataError, IqvitError
-from iqvit.eval.boxes import BoxFormat, in_pixels
+from iqvit.eval.boxes import BoxFormat, BoxPredictor, in_pixels
 from iqvit.eval.coco_data import CocoSet
 from iqvit.eval.detection import coco_metrics, coco_results
 from iqvit.eval.preprocess import Preprocess
@@ -169,25 +169,32 @@ class DetectionTask:
         return self.options.backbone_lr_scale if ".backbone." in name else 1.0
 
     def validate(self, model: nn.Module, world: World) -> dict[str, float]:
-        detector = _detector(model)
-        config = detector.config
-        detections = Detections(detector, min(BEST, config.queries * config.classes)).eval()
+        predict, numbers = self.predictor(model)
+        config = self.start.model.config
         prepare = Preprocess(config.image_size, crop="squash", interpolation="bilinear")
         results: list[Any] = []
         for index in world.share(len(self.val)):
             item = self.val.items[index]
             pixels = prepare(item.path)[None].to(world.device)
-            boxes, scores, labels = detections(normalise(pixels, self.start.mean, self.start.std))
+            boxes, scores, labels = predict(pixels)
             found = in_pixels(
                 (boxes.cpu(), scores.cpu(), labels.cpu()),
                 item.size,
-                BoxFormat(),
+                numbers,
                 str(item.path),
                 range(config.classes),
             )
             results += coco_results(item, found, self.val.category_ids)
         stats, _ = coco_metrics(self.val, self.val.items, world.gather(results))
         return {name: value for name in ("mAP", "AP50") if (value := stats[name]) is not None}
+
+    def predictor(self, model: nn.Module) -> tuple[BoxPredictor, BoxFormat]:
+        """The model, of pixels on its device, and what its numbers stand for."""
+        detector = _detector(model)
+        config = detector.config
+        detections = Detections(detector, min(BEST, config.queries * config.classes)).eval()
+        mean, std = self.start.mean, self.start.std
+        return lambda pixels: detections(normalise(pixels, mean, std)), BoxFormat()
 
     def save(self, folder: Path, model: nn.Module) -> None:
         card = DetectorCard(self.val.classes, self.start.mean, self.start.std)

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from iqvit.canonical import shape
 from iqvit.errors import DataError, IqvitError
 from iqvit.eval.segmentation_data import SegmentationSet
 from iqvit.models.segmenter import Segmenter
@@ -35,7 +36,8 @@ class IntegerSegmentationTask(SegmentationTask):
     ) -> None:
         if options.crop != options.size:
             raise IqvitError("a program has one size: training crops have that of the input")
-        classes = start.model.config.classes
+        (logits,) = learner.frame.results.values()
+        classes = shape(logits)[1]
         if classes != len(train.classes):
             raise DataError(f"the segmenter knows {classes} classes, the data {len(train.classes)}")
         super().__init__(start, train, val, options)
