@@ -17,6 +17,7 @@ SUBPACKAGES = {
     "iqvit.commands": "iqvit/commands",
     "iqvit.models.rtdetr": "models/rtdetr",
     "iqvit.training.integers": "training/integers",
+    "iqvit.models.multitask": "models/multitask",
     "iqvit.tvm_backend.kernels": "tvm_backend/kernels",
 }
 

@@ -10,8 +10,10 @@ from torchvision.ops import box_convert, box_iou
 
 from iqvit.errors import DataError
 
-BoxPredictor = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
-"""uint8 [1, 3, H, W] -> boxes [1, K, 4], scores [1, K], labels [1, K]; see `BoxFormat`."""
+Detection = tuple[Tensor, Tensor, Tensor]
+"""Boxes [1, K, 4], scores [1, K] and labels [1, K] of one image; see `BoxFormat`."""
+BoxPredictor = Callable[[Tensor], Detection]
+"""uint8 [1, 3, H, W] -> what was found."""
 SAME_IOU = 0.9
 """Of two detections that are taken for the same one."""
 
@@ -55,7 +57,7 @@ class Found:
 
 
 def in_pixels(
-    output: tuple[Tensor, Tensor, Tensor],
+    output: Detection,
     size: tuple[int, int],
     numbers: BoxFormat,
     source: str,

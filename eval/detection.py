@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from iqvit.errors import DataError
-from iqvit.eval.boxes import BoxFormat, BoxPredictor, Found, in_pixels, same_detections
+from iqvit.eval.boxes import BoxFormat, BoxPredictor, Detection, Found, in_pixels, same_detections
 from iqvit.eval.coco_data import CocoItem, CocoSet
 from iqvit.eval.evaluate import spread
 from iqvit.eval.metrics import percent
@@ -38,6 +38,61 @@ class DetectionScores:
     ap: dict[str, float | None]
     results: list[Result]
     float_ap: dict[str, float | None] | None = None
+
+
+class BoxScorer:
+    """Collects detections, of a model and perhaps of a reference, image after image."""
+
+    def __init__(
+        self,
+        dataset: CocoSet,
+        *,
+        numbers: BoxFormat | None = None,
+        class_of: Sequence[int] | None = None,
+        reference_numbers: BoxFormat | None = None,
+        agreement_score: float = AGREEMENT_SCORE,
+    ) -> None:
+        """The arguments are those of `evaluate_detection`."""
+        self.dataset = dataset
+        self.class_of = range(len(dataset.classes)) if class_of is None else class_of
+        self.numbers = numbers or BoxFormat(), reference_numbers or BoxFormat()
+        self.agreement_score = agreement_score
+        self.scored: list[CocoItem] = []
+        self.results: list[Result] = []
+        self.others: list[Result] | None = None
+        self.pairs = self.compared = 0
+
+    def add(self, item: CocoItem, output: Detection, other: Detection | None) -> Found:
+        """Take in what the model found in an image, and the reference; DataError as `in_pixels`."""
+        found = self._found(item, output, self.numbers[0])
+        self.scored.append(item)
+        self.results += coco_results(item, found, self.dataset.category_ids)
+        if other is not None:
+            theirs = self._found(item, other, self.numbers[1])
+            rows = coco_results(item, theirs, self.dataset.category_ids)
+            self.others = rows if self.others is None else self.others + rows
+            same, total = same_detections(found, theirs, self.agreement_score)
+            self.pairs, self.compared = self.pairs + same, self.compared + total
+        return found
+
+    def scores(self, unread: int = 0) -> DetectionScores:
+        """Of all that was added; `unread` images count as skipped. DataError without any box."""
+        stats, by_class = coco_metrics(self.dataset, self.scored, self.results)
+        metrics: dict[str, Any] = {
+            **stats,
+            "images": len(self.scored),
+            "boxes": sum(int((~item.iscrowd).sum()) for item in self.scored),
+            "skipped": len(self.dataset.skipped) + unread,
+        }
+        if self.others is None:
+            return DetectionScores(metrics, by_class, self.results)
+        real, float_ap = coco_metrics(self.dataset, self.scored, self.others)
+        metrics |= {f"float_{name}": real[name] for name in STATS[:6]}
+        metrics["agreement"] = percent(2 * self.pairs, self.compared) if self.compared > 0 else None
+        return DetectionScores(metrics, by_class, self.results, float_ap)
+
+    def _found(self, item: CocoItem, output: Detection, numbers: BoxFormat) -> Found:
+        return in_pixels(output, item.size, numbers, str(item.path), self.class_of)
 
 
 def evaluate_detection(
@@ -67,14 +122,15 @@ def evaluate_detection(
     that cannot be read, which `skip_bad` leaves out. on_found is given every image's detections.
     Raises DataError.
     """
-    _require_squash(read)
-    class_of = range(len(dataset.classes)) if class_of is None else class_of
-    own_numbers, other_numbers = numbers or BoxFormat(), reference_numbers or BoxFormat()
+    require_squash(read)
+    scorer = BoxScorer(
+        dataset,
+        numbers=numbers,
+        class_of=class_of,
+        reference_numbers=reference_numbers,
+        agreement_score=agreement_score,
+    )
     chosen = spread(dataset.items, limit)
-    scored: list[CocoItem] = []
-    results: list[Result] = []
-    others: list[Result] = []
-    pairs = compared = 0
     start = time.perf_counter()
     for done, item in enumerate(chosen, 1):
         if progress is not None:
@@ -86,31 +142,12 @@ def evaluate_detection(
             if not skip_bad:
                 raise
             continue
-        scored.append(item)
-        found = in_pixels(predict(pixels), item.size, own_numbers, str(item.path), class_of)
-        results += coco_results(item, found, dataset.category_ids)
+        found = scorer.add(item, predict(pixels), None if reference is None else reference(pixels))
         if on_found is not None:
             on_found(item, found)
-        if reference is not None:
-            answer = reference(pixels)
-            other = in_pixels(answer, item.size, other_numbers, str(item.path), class_of)
-            others += coco_results(item, other, dataset.category_ids)
-            same, total = same_detections(found, other, agreement_score)
-            pairs, compared = pairs + same, compared + total
-    stats, by_class = coco_metrics(dataset, scored, results)
-    metrics: dict[str, Any] = {
-        **stats,
-        "images": len(scored),
-        "boxes": sum(int((~item.iscrowd).sum()) for item in scored),
-        "skipped": len(dataset.skipped) + len(chosen) - len(scored),
-    }
-    float_ap = None
-    if reference is not None:
-        real, float_ap = coco_metrics(dataset, scored, others)
-        metrics |= {f"float_{name}": real[name] for name in STATS[:6]}
-        metrics["agreement"] = percent(2 * pairs, compared) if compared > 0 else None
-    metrics["seconds"] = time.perf_counter() - start
-    return DetectionScores(metrics, by_class, results, float_ap)
+    scores = scorer.scores(unread=len(chosen) - len(scorer.scored))
+    scores.metrics["seconds"] = time.perf_counter() - start
+    return scores
 
 
 def coco_results(item: CocoItem, found: Found, category_ids: Sequence[int]) -> list[Result]:
@@ -217,7 +254,7 @@ def _share(value: float) -> float | None:
     return None if value < 0 else 100.0 * float(value)
 
 
-def _require_squash(read: Preprocess) -> None:
+def require_squash(read: Preprocess) -> None:
     if read.crop != "squash" or read.target != read.size:
         raise DataError(
             f"the preprocessing (crop {read.crop!r}, from {read.target} to {read.size}) cuts parts "

@@ -106,6 +106,45 @@ class SegmentationScores:
     float_iou: dict[str, float | None] | None = None
 
 
+class MapScorer:
+    """Counts class maps, of a model and perhaps of a reference, image after image."""
+
+    def __init__(self, dataset: SegmentationSet) -> None:
+        self.classes = dataset.classes
+        self.own, self.real = (ConfusionMatrix(len(dataset.classes)) for _ in range(2))
+        self.images = self.equal = self.compared = 0
+
+    def add(self, image: Path, truth: Tensor, found: Tensor, other: Tensor | None) -> Tensor:
+        """Count the class map `found` [1, h, w], and `other` of the reference, on `truth` [H, W].
+
+        Returns the map at the size of the mask, uint8 [H, W]. Raises DataError.
+        """
+        found = _class_map(found, image)
+        resized = resize_nearest(found, truth.shape)
+        self.own.add(resized, truth)
+        self.images += 1
+        if other is not None:
+            other = _class_map(other, image)
+            self.equal += _equal_pixels(found, other)
+            self.compared += found.numel()
+            self.real.add(resize_nearest(other, truth.shape), truth)
+        return resized.to(torch.uint8)
+
+    def scores(self) -> SegmentationScores:
+        """Of all that was added; DataError where no pixel was."""
+        metrics: dict[str, Any] = {**self.own.metrics(), "images": self.images}
+        named = dict(zip(self.classes, self.own.iou(), strict=True))
+        if self.compared == 0:
+            return SegmentationScores(metrics, named)
+        metrics |= {
+            "float_mIoU": self.real.miou(),
+            "equal_pixels": percent(self.equal, self.compared),
+        }
+        return SegmentationScores(
+            metrics, named, dict(zip(self.classes, self.real.iou(), strict=True))
+        )
+
+
 def evaluate_segmentation(
     predict: MapPredictor,
     dataset: SegmentationSet,
@@ -126,33 +165,22 @@ def evaluate_segmentation(
     given every class map at the mask's size, uint8 [H, W]. Raises DataError.
     """
     chosen = spread(range(len(dataset)), limit)
-    own, real = (ConfusionMatrix(len(dataset.classes)) for _ in range(2))
-    equal = compared = 0
+    scorer = MapScorer(dataset)
     start = time.perf_counter()
     for done, index in enumerate(chosen, 1):
         image = dataset.items[index][0]
         truth = dataset.mask(index)
         pixels = read(image)[None]
-        found = _class_map(predict(pixels), image)
-        resized = resize_nearest(found, truth.shape)
-        own.add(resized, truth)
+        resized = scorer.add(
+            image, truth, predict(pixels), None if reference is None else reference(pixels)
+        )
         if on_map is not None:
-            on_map(image, resized.to(torch.uint8))
-        if reference is not None:
-            other = _class_map(reference(pixels), image)
-            equal += _equal_pixels(found, other)
-            compared += found.numel()
-            real.add(resize_nearest(other, truth.shape), truth)
+            on_map(image, resized)
         if progress is not None:
             progress(done, len(chosen))
-    metrics: dict[str, Any] = {**own.metrics(), "images": len(chosen)}
-    if reference is not None:
-        metrics |= {"float_mIoU": real.miou(), "equal_pixels": percent(equal, compared)}
-    metrics["seconds"] = time.perf_counter() - start
-    named = dict(zip(dataset.classes, own.iou(), strict=True))
-    if reference is None:
-        return SegmentationScores(metrics, named)
-    return SegmentationScores(metrics, named, dict(zip(dataset.classes, real.iou(), strict=True)))
+    scores = scorer.scores()
+    scores.metrics["seconds"] = time.perf_counter() - start
+    return scores
 
 
 def resize_nearest(values: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:

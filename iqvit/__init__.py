@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from iqvit.convert import convert
     from iqvit.cost import Cost, cost
     from iqvit.errors import IqvitError
+    from iqvit.heads import keep_head
     from iqvit.interpret import run
     from iqvit.intgraph import IntGraph
     from iqvit.serialize import load, save
@@ -51,6 +52,7 @@ _MODULES = {
     "compare": "iqvit.compare",
     "convert": "iqvit.convert",
     "cost": "iqvit.cost",
+    "keep_head": "iqvit.heads",
     "load": "iqvit.serialize",
     "load_recipe": "iqvit.calibration.recipe",
     "prove": "iqvit.verify",
@@ -77,6 +79,7 @@ __all__ = [
     "compare",
     "convert",
     "cost",
+    "keep_head",
     "load",
     "load_recipe",
     "prove",

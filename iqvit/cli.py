@@ -14,6 +14,7 @@ from iqvit.commands import (
     demo,
     eval,
     eval_coco,
+    eval_multitask,
     eval_segmentation,
     inspect,
     predict,
@@ -21,6 +22,7 @@ from iqvit.commands import (
     recipe,
     targets,
     train_detection,
+    train_multitask,
     train_segmentation,
     training,
 )
@@ -125,6 +127,7 @@ EVALUATIONS: tuple[tuple[str, Callable[..., None], str], ...] = (
     ("ade20k", eval_segmentation.ade20k, "ADE20K, 150 classes: mIoU."),
     ("cityscapes", eval_segmentation.cityscapes, "Cityscapes, 19 classes: mIoU."),
     ("coco", eval_coco.coco, "COCO and data in its format: average precision."),
+    ("multitask", eval_multitask.multitask, "Images with masks and boxes: both, from one run."),
 )
 for name, command, line in EVALUATIONS:
     evaluation.command(name, short_help=line)(guarded(command))
@@ -138,6 +141,9 @@ train.command("segmentation", short_help="A Segmenter, from images with masks.")
 )
 train.command("detection", short_help="An RT-DETR, from images with boxes.")(
     guarded(train_detection.detection)
+)
+train.command("multitask", short_help="Both from one encoder, from images with masks and boxes.")(
+    guarded(train_multitask.multitask)
 )
 app.add_typer(train, name="train", help=training.HELP, short_help="Teach a float model.")
 

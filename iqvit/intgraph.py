@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
@@ -150,6 +150,15 @@ def check(graph: IntGraph) -> dict[str, Node]:
     return seen
 
 
+def kept_nodes(nodes: Sequence[Node], outputs: Iterable[str]) -> tuple[Node, ...]:
+    """The image and, of `nodes` in their order, those that the nodes named `outputs` need."""
+    needed = set(outputs)
+    for node in reversed(nodes):
+        if node.name in needed or isinstance(node.op, Input):
+            needed.update((node.name, *node.inputs))
+    return tuple(node for node in nodes if node.name in needed)
+
+
 class GraphBuilder:
     """Grows a graph node by node; types are inferred, and so proved, on the way."""
 
@@ -191,9 +200,5 @@ class GraphBuilder:
 
     def finish(self, outputs: Mapping[str, str], meta: Mapping[str, Any] | None = None) -> IntGraph:
         """The frozen graph without the nodes that no output needs."""
-        needed = set(outputs.values())
-        for node in reversed(self.nodes.values()):
-            if node.name in needed or isinstance(node.op, Input):
-                needed.update((node.name, *node.inputs))
-        kept = tuple(node for node in self.nodes.values() if node.name in needed)
+        kept = kept_nodes(tuple(self.nodes.values()), outputs.values())
         return IntGraph(kept, outputs, meta or {})

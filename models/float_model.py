@@ -15,7 +15,7 @@ from iqvit.models.weights import Weights, load_weights
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 CROPS = ("center", "squash")
-TASKS = ("classification", "segmentation", "detection")
+TASKS = ("classification", "segmentation", "detection", "multitask")
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
 
 
@@ -31,7 +31,8 @@ class FloatModel:
     task "classification": the network gives [N, classes]; "segmentation": class indices [N, H, W],
     or logits [N, classes, H, W]; palette then holds RGB in 0..255 of each class, where known.
     "detection": boxes [N, K, 4], scores [N, K] in 0..1 and labels [N, K], best first; a box is
-    (cx, cy, w, h) as fractions of the image.
+    (cx, cy, w, h) as fractions of the image. "multitask": class indices [N, H, W], whose names and
+    colours are labels and palette, and then the three of a detection, whose names are box_labels.
     """
 
     module: nn.Module
@@ -48,6 +49,7 @@ class FloatModel:
     notes: tuple[str, ...] = ()
     task: str = "classification"
     palette: tuple[tuple[int, int, int], ...] | None = None
+    box_labels: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         height, width = self.input_shape[2:]

@@ -15,7 +15,7 @@ from iqvit.models.float_model import IMAGENET_MEAN, IMAGENET_STD, FloatModel, Re
 from iqvit.models.labels import labels_for
 
 SIZES = ("input_size", "resize", "crop", "crop_pct", "interpolation")
-KEYS = (*SIZES, "mean", "std", "labels", "task")
+KEYS = (*SIZES, "mean", "std", "labels", "box_labels", "task")
 
 
 def is_file_spec(spec: str) -> bool:
@@ -29,10 +29,10 @@ def build(spec: str, request: Request) -> FloatModel:
 
     The preprocessing is a dict of any of: input_size (int or (height, width); 224), mean, std
     (ImageNet's), crop_pct (1.0) or resize (int or pair), crop ("center"), interpolation
-    ("bicubic"), labels, task ("classification"; see `FloatModel`). `input_size` (an int, or
-    (height, width) where they differ) and `num_classes` are handed to the function where it takes
-    arguments of these names. What the function itself raises is not caught: its traceback is what
-    its author needs.
+    ("bicubic"), labels, task ("classification"; see `FloatModel`), box_labels (of a "multitask"
+    one). `input_size` (an int, or (height, width) where they differ) and `num_classes` are handed
+    to the function where it takes arguments of these names. What the function itself raises is not
+    caught: its traceback is what its author needs.
     """
     path, _, function = spec.rpartition(":")
     with _importable(Path(path)):
@@ -66,6 +66,7 @@ def build(spec: str, request: Request) -> FloatModel:
         weights=weights,
         notes=notes,
         task=card.get("task", "classification"),
+        box_labels=None if (boxes := card.get("box_labels")) is None else tuple(boxes),
     )
 
 

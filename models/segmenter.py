@@ -148,6 +148,23 @@ class MaskDecoder(nn.Module):
         return self.mask_norm(patches @ classes.transpose(1, 2))
 
 
+def make_decoder(config: SegmenterConfig) -> LinearDecoder | MaskDecoder:
+    """The decoder that `config` names."""
+    return (LinearDecoder if config.decoder == "linear" else MaskDecoder)(config)
+
+
+def decode(decoder: nn.Module, tokens: Tensor, config: SegmenterConfig) -> Tensor:
+    """The encoder's tokens [N, 1 + patches, width] -> logits [N, classes, H / patch, W / patch]."""
+    # The class token has done its work in attention; only patches are decoded.
+    scores = decoder(tokens[:, 1:])
+    return scores.transpose(1, 2).reshape(-1, config.classes, *config.grid)
+
+
+def upsample(logits: Tensor, image_size: tuple[int, int]) -> Tensor:
+    """Logits [N, classes, h, w] resized bilinearly to (height, width) of the image."""
+    return functional.interpolate(logits, size=image_size, mode="bilinear", align_corners=False)
+
+
 class Segmenter(nn.Module):
     """Normalised images float32 [N, 3, H, W] -> logits [N, classes, H / patch, W / patch].
 
@@ -159,12 +176,10 @@ class Segmenter(nn.Module):
         self.config = config
         self.encoder = ViTEncoder(config.encoder)
         self.encoder.initialise()
-        self.decoder = (LinearDecoder if config.decoder == "linear" else MaskDecoder)(config)
+        self.decoder = make_decoder(config)
 
     def forward(self, x: Tensor) -> Tensor:
-        # The class token has done its work in attention; only patches are decoded.
-        scores = self.decoder(self.encoder(x)[:, 1:])
-        return scores.transpose(1, 2).reshape(-1, self.config.classes, *self.config.grid)
+        return decode(self.decoder, self.encoder(x), self.config)
 
 
 class Logits(nn.Module):
@@ -178,12 +193,7 @@ class Logits(nn.Module):
         self.segmenter = segmenter
 
     def forward(self, x: Tensor) -> Tensor:
-        return functional.interpolate(
-            self.segmenter(x),
-            size=self.segmenter.config.image_size,
-            mode="bilinear",
-            align_corners=False,
-        )
+        return upsample(self.segmenter(x), self.segmenter.config.image_size)
 
 
 class ClassMap(Logits):

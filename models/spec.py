@@ -1,4 +1,6 @@
-"""A float model by name: timm:, torchvision:, transformers:, segmenter:, rtdetr:, or FILE.py:F."""
+"""A float model by name: timm:, torchvision:, transformers:, segmenter:, rtdetr:, multitask:, or
+FILE.py:F.
+"""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -9,6 +11,7 @@ import torch
 from iqvit.errors import ModelError
 from iqvit.models import (
     from_file,
+    from_multitask,
     from_rtdetr,
     from_segmenter,
     from_timm,
@@ -29,11 +32,13 @@ SOURCES: dict[str, Builder] = {
     "transformers": from_transformers.build,
     "segmenter": from_segmenter.build,
     "rtdetr": from_rtdetr.build,
+    "multitask": from_multitask.build,
 }
 
 FORMS = (
     "timm:NAME, torchvision:NAME, transformers:NAME_OR_FOLDER, segmenter:FOLDER, "
     "segmenter:TIMM_NAME+linear|mask, rtdetr:FOLDER, rtdetr:vit_tiny|resnet_tiny|v2_s[+discrete], "
+    "multitask:FOLDER, multitask:vit_tiny[+mask][+discrete] (also +segmentation, +detection), "
     "or FILE.py:FUNCTION for your own function that returns an nn.Module"
 )
 
@@ -51,8 +56,8 @@ def load_model(
     Without `weights` the model keeps what it was made with: random numbers drawn from `seed`, or
     the weights of a folder or of the user's function. With `weights` every key and shape must fit.
     `input_size` (pixels of a square's side, or (height, width)) replaces the model's own; a timm
-    model, segmenter or detector whose weights were made for another size has its position embedding
-    resampled, which is noted.
+    model, segmenter, detector or multi-task model whose weights were made for another size has its
+    position embedding resampled, which is noted.
     Nothing is ever fetched from the network. The torch caller's random state is left as it was.
 
     Raises ModelError: unknown name, missing library, impossible size, weights that do not fit.

@@ -49,16 +49,28 @@ class Augment:
         self.mirror = v2.RandomHorizontalFlip(0.5)
 
     def __call__(self, image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        rows, columns = self.draw(image)
+        seen, ids = self.mirror(*self.cut(image, mask, rows, columns))
+        return self.placed(seen, ids, rows, columns)
+
+    def draw(self, image: Tensor) -> tuple[Span, Span]:
+        """Where a random crop of a randomly scaled image lies: its rows and columns."""
         scale = float(torch.empty(()).uniform_(*self.scales))
         rows = span(image.shape[1], self.frame[0] * scale, self.crop[0])
-        columns = span(image.shape[2], self.frame[1] * scale, self.crop[1])
+        return rows, span(image.shape[2], self.frame[1] * scale, self.crop[1])
+
+    def cut(self, image: Tensor, mask: Tensor, rows: Span, columns: Span) -> tuple[Tensor, Tensor]:
+        """What is seen of both, resized, in other colours: an image and a mask of torchvision's."""
         region = (rows.start, columns.start, rows.taken, columns.taken, [rows.made, columns.made])
         seen = functional.resized_crop(tv_tensors.Image(image), *region, antialias=True)
         ids = functional.resized_crop(tv_tensors.Mask(mask[None]), *region)
-        seen, ids = self.mirror(self.colours(seen), ids)
-        return place(seen, self.fill, rows, columns, self.crop), place(
-            ids, torch.tensor(IGNORE, dtype=torch.uint8), rows, columns, self.crop
-        )[0]
+        return self.colours(seen), ids
+
+    def placed(self, seen: Tensor, ids: Tensor, rows: Span, columns: Span) -> tuple[Tensor, Tensor]:
+        """The crop, [3, H, W] and [H, W], of what is seen and the padding around it."""
+        nothing = torch.tensor(IGNORE, dtype=torch.uint8)
+        image = place(seen, self.fill, rows, columns, self.crop)
+        return image, place(ids, nothing, rows, columns, self.crop)[0]
 
 
 def span(length: int, scaled: float, crop: int) -> Span:

@@ -13,8 +13,8 @@ from torchvision.transforms.v2.functional import resize
 
 from iqvit.errors import DataError, IqvitError
 from iqvit.eval.boxes import BoxFormat, BoxPredictor, in_pixels
-from iqvit.eval.coco_data import CocoSet
-from iqvit.eval.detection import coco_metrics, coco_results
+from iqvit.eval.coco_data import CocoItem, CocoSet
+from iqvit.eval.detection import Result, coco_metrics, coco_results
 from iqvit.eval.preprocess import Preprocess
 from iqvit.models.rtdetr.config import PATCH, STRIDES
 from iqvit.models.rtdetr.folder import POSITIONS, DetectorCard, save_detector
@@ -117,7 +117,7 @@ class DetectionTask:
         if train.classes != val.classes:
             raise DataError("training and validation images have different classes")
         for data in (train, val):
-            _require_boxes(data)
+            require_boxes(data)
         config = start.model.config
         self.start, self.options, self.val = start, options, val
         self.model: nn.Module = LearningDetector(start.model, options.denoising)
@@ -132,7 +132,7 @@ class DetectionTask:
             "model": start.name,
             "weights": start.weights,
             "classes": list(train.classes),
-            "model sizes": _listed(config.to_dict()),
+            "model sizes": listed(config.to_dict()),
             "training images": self.samples,
             "validation images": len(val),
             "names of the images": names_hash(i.path for data in (train, val) for i in data.items),
@@ -172,21 +172,12 @@ class DetectionTask:
         predict, numbers = self.predictor(model)
         config = self.start.model.config
         prepare = Preprocess(config.image_size, crop="squash", interpolation="bilinear")
-        results: list[Any] = []
+        results: list[Result] = []
         for index in world.share(len(self.val)):
             item = self.val.items[index]
             pixels = prepare(item.path)[None].to(world.device)
-            boxes, scores, labels = predict(pixels)
-            found = in_pixels(
-                (boxes.cpu(), scores.cpu(), labels.cpu()),
-                item.size,
-                numbers,
-                str(item.path),
-                range(config.classes),
-            )
-            results += coco_results(item, found, self.val.category_ids)
-        stats, _ = coco_metrics(self.val, self.val.items, world.gather(results))
-        return {name: value for name in ("mAP", "AP50") if (value := stats[name]) is not None}
+            results += image_results(self.val, item, predict(pixels), numbers)
+        return average_precision(self.val, self.val.items, world.gather(results))
 
     def predictor(self, model: nn.Module) -> tuple[BoxPredictor, BoxFormat]:
         """The model, of pixels on its device, and what its numbers stand for."""
@@ -201,7 +192,32 @@ class DetectionTask:
         save_detector(folder, _detector(model), card)
 
 
-def _require_boxes(data: CocoSet) -> None:
+def image_results(
+    data: CocoSet,
+    item: CocoItem,
+    detected: tuple[Tensor, Tensor, Tensor],
+    numbers: BoxFormat | None = None,
+) -> list[Result]:
+    """Boxes, scores and labels of an image as a COCO results file has them.
+
+    numbers: what they stand for, where it is not what those of a float model do.
+    """
+    boxes, scores, labels = (part.cpu() for part in detected)
+    classes = range(len(data.classes))
+    given = numbers or BoxFormat()
+    found = in_pixels((boxes, scores, labels), item.size, given, str(item.path), classes)
+    return coco_results(item, found, data.category_ids)
+
+
+def average_precision(
+    data: CocoSet, items: Sequence[CocoItem], results: list[Result]
+) -> dict[str, float]:
+    """mAP and AP50 in 0..100."""
+    stats, _ = coco_metrics(data, items, results)
+    return {name: value for name in ("mAP", "AP50") if (value := stats[name]) is not None}
+
+
+def require_boxes(data: CocoSet) -> None:
     """Before an epoch of learning nothing, or of a score that is not defined."""
     if all(bool(item.iscrowd.all()) for item in data.items):
         raise DataError(f"{data.annotations} has no box (crowd regions are none)")
@@ -227,6 +243,6 @@ def _detector(model: nn.Module) -> RTDetr:
     return model.detector
 
 
-def _listed(values: Mapping[str, Any]) -> dict[str, Any]:
+def listed(values: Mapping[str, Any]) -> dict[str, Any]:
     """`plain` for a mapping with mappings in it."""
-    return plain({k: _listed(v) if isinstance(v, Mapping) else v for k, v in values.items()})
+    return plain({k: listed(v) if isinstance(v, Mapping) else v for k, v in values.items()})

@@ -14,7 +14,7 @@ from iqvit.errors import DataError, IqvitError
 from iqvit.eval.preprocess import Preprocess
 from iqvit.eval.segmentation import ConfusionMatrix, resize_nearest
 from iqvit.eval.segmentation_data import IGNORE, SegmentationSet
-from iqvit.models.segmenter import ClassMap, Segmenter, at_size
+from iqvit.models.segmenter import ClassMap, Segmenter, at_size, upsample
 from iqvit.models.segmenter_folder import SegmenterMeta, save_segmenter
 from iqvit.training.augment import Augment
 from iqvit.training.images import USUAL_CACHE, Cached, names_hash, normalise, plain
@@ -37,10 +37,7 @@ class Options:
     cache: int = USUAL_CACHE
 
     def __post_init__(self) -> None:
-        if self.class_weights not in WEIGHTINGS:
-            raise IqvitError(
-                f"class weights {self.class_weights!r} are none of {', '.join(WEIGHTINGS)}"
-            )
+        require_weighting(self.class_weights)
         if self.crop[0] > self.size[0] or self.crop[1] > self.size[1]:
             crop, size = ("x".join(map(str, pair)) for pair in (self.crop, self.size))
             raise IqvitError(f"training crops of {crop} are larger than the input of {size}")
@@ -144,6 +141,12 @@ class SegmentationTask:
         return at_size(model, self.options.size)
 
 
+def require_weighting(name: str) -> None:
+    """IqvitError for a name of no weighting of the classes."""
+    if name not in WEIGHTINGS:
+        raise IqvitError(f"class weights {name!r} are none of {', '.join(WEIGHTINGS)}")
+
+
 def class_counts(read: Cached, indices: Sequence[int], classes: int) -> Tensor:
     """float64 [classes]: pixels of each class in the masks of `indices`."""
     total = torch.zeros(IGNORE + 1, dtype=torch.int64)
@@ -157,9 +160,7 @@ def cross_entropy(logits: Tensor, masks: Tensor, weight: Tensor | None) -> Tenso
 
     0, with a gradient of 0, where no pixel has a class, as in a crop of padding alone.
     """
-    full = functional.interpolate(
-        logits, size=masks.shape[1:], mode="bilinear", align_corners=False
-    )
+    full = upsample(logits, (masks.shape[1], masks.shape[2]))
     total = functional.cross_entropy(
         full, masks, weight=weight, ignore_index=IGNORE, reduction="sum"
     )

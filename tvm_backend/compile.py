@@ -70,7 +70,8 @@ def manifest_of(graph: IntGraph, target: Target, steps: list[Step]) -> dict[str,
     """What the artifact's manifest says of the graph (see `artifact.REQUIRED`).
 
     Beyond that, `task` ("classification" where the graph says nothing), `palette` (RGB of each
-    class, or empty), `macs` and `params` of one image, `kernels` (how many steps each kernel family
+    class, or empty), `box_labels` (of a multi-task program, whose `labels` are those of the class
+    map), `macs` and `params` of one image, `kernels` (how many steps each kernel family
     computes) and `plain_nodes` (those that no fast kernel computes).
     """
     count = cost(graph)
@@ -83,6 +84,7 @@ def manifest_of(graph: IntGraph, target: Target, steps: list[Step]) -> dict[str,
         "labels": list(graph.meta.get("labels") or []),
         "palette": [list(colour) for colour in graph.meta.get("palette") or []],
         "preprocessing": dict(graph.meta.get("preprocessing") or {}),
+        **({"box_labels": list(boxes)} if (boxes := graph.meta.get("box_labels")) else {}),
         "macs": count.macs,
         "params": count.params,
         "kernels": dict(sorted(Counter(step.kernel for step in steps).items())),

@@ -26,6 +26,14 @@ def compile_graph(
             "--input-layout", metavar="nchw|nhwc", help="nhwc: frames as cameras give them."
         ),
     ] = "nchw",
+    head: Annotated[
+        str | None,
+        typer.Option(
+            "--head",
+            metavar="TASK",
+            help="Of a multi-task program only this one: segmentation or detection.",
+        ),
+    ] = None,
     fresh: Annotated[
         bool, typer.Option("--no-cache", help="Compile even what was compiled before.")
     ] = False,
@@ -37,6 +45,7 @@ def compile_graph(
     Examples:
       iqvit compile model.iqv --target host -o artifact/
       iqvit compile model.iqv --target arm64-dotprod --input-layout nhwc -o board/
+      iqvit compile multitask.iqv --head segmentation -o maps/
 
     The lowered program is checked to hold no float type, and the library's machine code to hold no
     float instruction. An artifact that is there already is replaced; anything else is left alone.
@@ -49,6 +58,7 @@ def compile_graph(
     require_folder(output)
     require_replaceable(output)
     from iqvit.cost import cost
+    from iqvit.heads import keep_head
     from iqvit.serialize import load
     from iqvit.tvm_backend.artifact import read_manifest
     from iqvit.tvm_backend.cache import usual_cache
@@ -56,7 +66,7 @@ def compile_graph(
 
     chosen = resolve(target)
     begun = time.perf_counter()
-    graph = load(model)
+    graph = load(model) if head is None else keep_head(load(model), head)
     from iqvit import tvm_backend
 
     stages: list[str] = []

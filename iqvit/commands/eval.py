@@ -148,8 +148,12 @@ def open_reference(
     seed: int,
     *,
     logits: bool = False,
+    head: str | None = None,
 ) -> Subject | None:
-    """The float model to compare with, at the input size of the subject."""
+    """The float model to compare with, at the input size of the subject.
+
+    head: the task that is looked at, where it is a multi-task model.
+    """
     if spec is None:
         if weights is not None:
             raise ModelError("--reference-weights needs --reference SPEC")
@@ -162,7 +166,7 @@ def open_reference(
             f"{spec} takes images of {reference.input_shape[2:]}, {subject.name} of "
             f"{(height, width)}: they are not the same model"
         )
-    return reference
+    return reference if head is None else reference.head(head)
 
 
 def set_all_threads(subject: Subject, reference: Subject | None, threads: int) -> None:

@@ -11,7 +11,7 @@ from iqvit.commands.detecting import detecting, match_classes, require_same_labe
 from iqvit.commands.eval import Reference, ReferenceWeights, open_reference, set_all_threads
 from iqvit.commands.options import MODEL_HELP, InputSize, Json, OneThreads, SkipBad, Weights
 from iqvit.commands.outputs import require_file, write_metrics
-from iqvit.commands.subject import Subject, open_subject
+from iqvit.commands.subject import DETECTION, Subject, open_subject
 from iqvit.errors import DataError
 
 if TYPE_CHECKING:
@@ -81,10 +81,10 @@ def coco(
     found = read_data(data, split, annotations, image_dir, supercategories, skip_bad)
     for fault in found.skipped:
         screen.note(f"left out: {fault}")
-    subject = open_subject(model, weights=weights, input_size=input_size)
+    subject = open_subject(model, weights=weights, input_size=input_size).head(DETECTION)
     applied = detecting(subject)
     class_of = match_classes(subject, found.classes, str(found.annotations))
-    compared = open_reference(reference, reference_weights, subject, None, 0)
+    compared = open_reference(reference, reference_weights, subject, None, 0, head=DETECTION)
     other = None if compared is None else detecting(compared)
     if compared is not None:
         require_same_labels(subject, compared)

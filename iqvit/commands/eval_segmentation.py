@@ -12,7 +12,7 @@ from iqvit.commands.eval import Reference, ReferenceWeights, open_reference, set
 from iqvit.commands.options import MODEL_HELP, InputSize, Json, OneThreads, Weights
 from iqvit.commands.outputs import require_file, require_folder, write_metrics
 from iqvit.commands.segmenting import WindowStride, segmenting
-from iqvit.commands.subject import Size, Subject, open_subject
+from iqvit.commands.subject import SEGMENTATION, Size, Subject, open_subject
 from iqvit.errors import DataError
 
 if TYPE_CHECKING:
@@ -234,9 +234,15 @@ def open_both(model: str, settings: Settings) -> tuple[Subject, Subject | None]:
     windows = settings.window_stride is not None
     subject = open_subject(
         model, weights=settings.weights, input_size=settings.input_size, logits=windows
-    )
+    ).head(SEGMENTATION)
     reference = open_reference(
-        settings.reference, settings.reference_weights, subject, None, 0, logits=windows
+        settings.reference,
+        settings.reference_weights,
+        subject,
+        None,
+        0,
+        logits=windows,
+        head=SEGMENTATION,
     )
     return subject, reference
 

@@ -63,7 +63,8 @@ OneThreads = Annotated[
 
 MODEL_HELP = (
     "An artifact folder, an .iqv file, or a float model: timm:NAME, torchvision:NAME, "
-    "transformers:NAME_OR_FOLDER, segmenter:FOLDER, rtdetr:FOLDER, FILE.py:FUNCTION."
+    "transformers:NAME_OR_FOLDER, segmenter:FOLDER, rtdetr:FOLDER, multitask:FOLDER, "
+    "FILE.py:FUNCTION."
 )
 
 

@@ -9,9 +9,10 @@ from iqvit.commands import screen
 from iqvit.commands.options import MODEL_HELP, Json, SkipBad, Weights
 from iqvit.commands.outputs import require_file, write_metrics
 from iqvit.commands.predict_boxes import DEFAULT_SCORE, predict_boxes
+from iqvit.commands.predict_joint import predict_joint
 from iqvit.commands.predict_maps import predict_maps
 from iqvit.commands.segmenting import WindowStride
-from iqvit.commands.subject import DETECTION, SEGMENTATION, Subject, open_subject
+from iqvit.commands.subject import DETECTION, MULTITASK, SEGMENTATION, Subject, open_subject
 from iqvit.errors import DataError
 
 if TYPE_CHECKING:
@@ -62,8 +63,8 @@ def predict(
     stands for. Equal scores are ordered by class. A segmenter: DIR/NAME.classes.png holds the class
     indices at the image's own size (grey, 8 bits), DIR/NAME.overlay.png shows them over the image
     with a legend. A detector: DIR/NAME.boxes.png shows boxes with class and score, and
-    DIR/NAME.boxes.json lists them, [x, y, width, height] in pixels of the image. Next: `iqvit eval`
-    for many images with known classes.
+    DIR/NAME.boxes.json lists them, [x, y, width, height] in pixels of the image. A multi-task model
+    has all four. Next: `iqvit eval` for many images with known classes.
     """
     require_file(json)
     # Of float models only segmenters can slide, so that others refuse it when they are opened.
@@ -74,6 +75,9 @@ def predict(
     elif subject.task == DETECTION:
         _refuse({"--top": top, "--window-stride": window_stride}, subject)
         metrics = predict_boxes(subject, images, output, score, skip_bad)
+    elif subject.task == MULTITASK:
+        _refuse({"--top": top, "--window-stride": window_stride}, subject)
+        metrics = predict_joint(subject, images, output, score, skip_bad)
     else:
         _refuse({"--output": output, "--window-stride": window_stride, "--score": score}, subject)
         metrics = predict_classes(subject, images, top or DEFAULT_TOP, skip_bad)

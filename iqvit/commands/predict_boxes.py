@@ -6,14 +6,13 @@ from typing import TYPE_CHECKING
 
 from iqvit.commands import screen
 from iqvit.commands.detecting import detecting
-from iqvit.commands.outputs import require_folder, require_own_names
+from iqvit.commands.predicting import each_image, require_place
 from iqvit.commands.subject import Subject
-from iqvit.errors import DataError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from iqvit.commands.detecting import Detecting
+    from iqvit.eval.boxes import BoxFormat, Detection
 
 DEFAULT_SCORE = 0.5
 SHOWN = 3
@@ -29,45 +28,33 @@ def predict_boxes(
     without a folder, for two images of one name (the files would replace each other), and for an
     image that cannot be read, unless `skip_bad`.
     """
-    if folder is None:
-        raise DataError(f"{subject.name} gives boxes: say -o DIR for pictures and lists of them")
-    require_own_names(images)
-    require_folder(folder)
+    place = require_place(
+        folder, images, f"{subject.name} gives boxes: say -o DIR for pictures and lists of them"
+    )
     applied = detecting(subject)
-    skipped: list[DataError] = []
-    rows: list[tuple[str, str, int, str]] = []
+    threshold = DEFAULT_SCORE if least is None else least
     metrics: dict[str, object] = {}
-    with screen.progress() as report:
-        for done, path in enumerate(images, 1):
-            report("predicting", done, len(images))
-            try:
-                pixels = applied.read(path)
-            except DataError as error:
-                if not skip_bad:
-                    raise
-                skipped.append(error)
-                continue
-            threshold = DEFAULT_SCORE if least is None else least
-            count, best = _write(subject, applied, path, pixels, folder, threshold)
-            metrics[f"{path}.detections"] = count
-            rows.append((str(path), str(folder / f"{path.stem}.boxes.png"), count, best))
-    for error in skipped:
-        screen.note(f"skipped: {error}")
-    if not rows:
-        raise DataError(f"none of {len(images)} images could be read")
+
+    def write(path: Path, pixels: "Tensor") -> tuple[str, str, int, str]:
+        output = applied.predict(pixels[None])
+        count, best = write_boxes(subject, applied.numbers, output, path, place, threshold)
+        metrics[f"{path}.detections"] = count
+        return str(path), str(boxes_path(place, path)), count, best
+
+    rows, skipped = each_image(images, applied.read, skip_bad, write)
     screen.table(("image", "picture", "detections", "best"), rows)
-    return {"images": len(rows), "skipped": len(skipped), **metrics}
+    return {"images": len(rows), "skipped": skipped, **metrics}
 
 
-def _write(
+def write_boxes(
     subject: Subject,
-    applied: "Detecting",
+    numbers: "BoxFormat",
+    output: "Detection",
     path: Path,
-    pixels: "Tensor",
     folder: Path,
     least: float,
 ) -> tuple[int, str]:
-    """Both files of one image; how many detections they hold, and the best in words."""
+    """Both files of the image `path`; how many detections they hold, and the best in words."""
     from torchvision.transforms.v2.functional import pil_to_tensor
 
     from iqvit.eval.boxes import as_json, in_pixels
@@ -78,17 +65,21 @@ def _write(
 
     image = pil_to_tensor(read_image(path))
     size = (image.shape[1], image.shape[2])
-    output = applied.predict(pixels[None])
     count = len(subject.labels) or max(output[2].flatten().tolist(), default=0) + 1
     names = [subject.label(index) or f"class {index}" for index in range(count)]
-    found = in_pixels(output, size, applied.numbers, str(path), range(count)).at_least(least)
+    found = in_pixels(output, size, numbers, str(path), range(count)).at_least(least)
     listed = as_json(found, names)
     picture = draw_boxes(
         image, found.corners, found.labels, found.scores, names, vivid_colours(count)
     )
     content = {"image": str(path), "height": size[0], "width": size[1], "detections": listed}
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / f"{path.stem}.boxes.png", png(picture))
+    write_atomically(boxes_path(folder, path), png(picture))
     text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
     write_atomically(folder / f"{path.stem}.boxes.json", text.encode())
     return len(listed), ", ".join(f"{row['label']} {row['score']:.2f}" for row in listed[:SHOWN])
+
+
+def boxes_path(folder: Path, image: Path) -> Path:
+    """Where the picture with the boxes goes."""
+    return folder / f"{image.stem}.boxes.png"

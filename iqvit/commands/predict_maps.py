@@ -4,15 +4,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from iqvit.commands import screen
-from iqvit.commands.outputs import require_folder, require_own_names
+from iqvit.commands.predicting import each_image, require_place
 from iqvit.commands.segmenting import segmenting
 from iqvit.commands.subject import Subject
-from iqvit.errors import DataError
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from iqvit.commands.segmenting import Segmenting
 
 SHOWN = 3
 """Classes of an image in the table; the overlay's legend has all of them."""
@@ -26,42 +23,27 @@ def predict_maps(
     Raises DataError without a folder, for two images of one name (the files would replace each
     other), and for an image that cannot be read, unless `skip_bad`.
     """
-    if folder is None:
-        raise DataError(f"{subject.name} gives every pixel a class: say -o DIR for the class maps")
-    require_own_names(images)
-    require_folder(folder)
+    place = require_place(
+        folder, images, f"{subject.name} gives every pixel a class: say -o DIR for the class maps"
+    )
     applied = segmenting(subject, stride)
-    skipped: list[DataError] = []
-    rows: list[tuple[str, str, str]] = []
     metrics: dict[str, object] = {}
-    with screen.progress() as report:
-        for done, path in enumerate(images, 1):
-            try:
-                pixels = applied.read(path)
-            except DataError as error:
-                if not skip_bad:
-                    raise
-                skipped.append(error)
-                continue
-            shares = _write(subject, applied, path, pixels, folder)
-            metrics |= {f"{path}.{name}": share for name, share in shares.items()}
-            largest = ", ".join(
-                f"{name} {share:.1f} %" for name, share in list(shares.items())[:SHOWN]
-            )
-            rows.append((str(path), str(_overlay_path(folder, path)), largest))
-            report("predicting", done, len(images))
-    for error in skipped:
-        screen.note(f"skipped: {error}")
-    if not rows:
-        raise DataError(f"none of {len(images)} images could be read")
+
+    def write(path: Path, pixels: "Tensor") -> tuple[str, str, str]:
+        shares = write_map(subject, applied.predict(pixels[None])[0], path, place)
+        metrics.update({f"{path}.{name}": share for name, share in shares.items()})
+        return str(path), str(overlay_path(place, path)), largest(shares)
+
+    rows, skipped = each_image(images, applied.read, skip_bad, write)
     screen.table(("image", "overlay", "largest classes"), rows)
-    return {"images": len(rows), "skipped": len(skipped), **metrics}
+    return {"images": len(rows), "skipped": skipped, **metrics}
 
 
-def _write(
-    subject: Subject, applied: "Segmenting", path: Path, pixels: "Tensor", folder: Path
-) -> dict[str, float]:
-    """Both files of one image, at its own size; the percent of each class, largest first."""
+def write_map(subject: Subject, found: "Tensor", path: Path, folder: Path) -> dict[str, float]:
+    """Both files of the image `path`, at its own size, of its class map [h, w].
+
+    The percent of each class, largest first.
+    """
     from torchvision.transforms.v2.functional import pil_to_tensor
 
     from iqvit.eval.overlay import overlay, png, write_class_map
@@ -70,14 +52,19 @@ def _write(
     from iqvit.files import write_atomically
 
     image = pil_to_tensor(read_image(path))
-    found = resize_nearest(applied.predict(pixels[None])[0], image.shape[1:])
+    found = resize_nearest(found, image.shape[1:])
     names, palette = names_and_colours(subject, int(found.max()) + 1)
     folder.mkdir(parents=True, exist_ok=True)
     write_class_map(folder / f"{path.stem}.classes.png", found)
-    write_atomically(_overlay_path(folder, path), png(overlay(image, found, names, palette)))
+    write_atomically(overlay_path(folder, path), png(overlay(image, found, names, palette)))
     counts = found.flatten().long().bincount(minlength=len(names)).tolist()
     order = sorted(range(len(names)), key=lambda index: -counts[index])
     return {names[i]: 100.0 * counts[i] / found.numel() for i in order if counts[i] > 0}
+
+
+def largest(shares: dict[str, float]) -> str:
+    """The first few classes and their percentages, in words."""
+    return ", ".join(f"{name} {share:.1f} %" for name, share in list(shares.items())[:SHOWN])
 
 
 def names_and_colours(
@@ -92,5 +79,6 @@ def names_and_colours(
     return names, palette
 
 
-def _overlay_path(folder: Path, image: Path) -> Path:
+def overlay_path(folder: Path, image: Path) -> Path:
+    """Where the picture with the class map goes."""
     return folder / f"{image.stem}.overlay.png"

@@ -10,7 +10,7 @@ from iqvit.commands import screen
 from iqvit.commands.detecting import box_agreement
 from iqvit.commands.options import Classes, InputSize, Json, Seed, SkipBad, Weights
 from iqvit.commands.outputs import require_file, write_metrics
-from iqvit.commands.subject import DETECTION, float_subject, graph_subject, load_float
+from iqvit.commands.subject import DETECTION, OUTPUTS, float_subject, graph_subject, load_float
 from iqvit.errors import DataError
 
 if TYPE_CHECKING:
@@ -36,7 +36,8 @@ def quantize(
         typer.Argument(
             metavar="SPEC",
             help="timm:NAME, torchvision:NAME, transformers:NAME_OR_FOLDER, segmenter:FOLDER, "
-            "rtdetr:FOLDER, or FILE.py:FUNCTION of your own that returns an nn.Module.",
+            "rtdetr:FOLDER, multitask:FOLDER, or FILE.py:FUNCTION of your own that returns an "
+            "nn.Module.",
         ),
     ],
     calib: Annotated[
@@ -82,7 +83,8 @@ def quantize(
     usual for 8 bits) and the five nodes that lose most; for a segmenter sqnr_db is of the logits,
     and agreement the percentage of pixels of the same class. For a detector sqnr_db is of boxes and
     scores of the same queries, and agreement the percentage of detections with a score of at least
-    0.5 that float and integers both make. To change how a node is quantised,
+    0.5 that float and integers both make; a multi-task model has both, the second as box_agreement.
+    To change how a node is quantised,
     save `iqvit recipe > r.toml`, edit it and pass --recipe r.toml. Next: `iqvit inspect model.iqv`,
     then `iqvit compile model.iqv -o artifact/`.
     """
@@ -102,10 +104,12 @@ def quantize(
         report("saving", 0, 1)
         save(graph, output)
     found = metrics(graph, compared)
-    if model.task == DETECTION:
+    if model.task in OUTPUTS:
         # The classes of the same choices are the same; what counts is what both detect.
-        program = graph_subject(graph, str(output))
-        found["agreement"] = box_agreement(program, float_subject(model), data[:COMPARED])
+        sides = graph_subject(graph, str(output)), float_subject(model)
+        program, reference = (side.head(DETECTION) for side in sides)
+        name = "agreement" if model.task == DETECTION else "box_agreement"
+        found[name] = box_agreement(program, reference, data[:COMPARED])
     found |= {"skipped": skipped, "file_bytes": output.stat().st_size}
     found["seconds"] = time.perf_counter() - begun
     write_metrics(json, found)
@@ -168,6 +172,7 @@ def meta_of(model: "FloatModel") -> dict[str, Any]:
         "task": model.task,
         "labels": list(model.labels or ()),
         "palette": [list(colour) for colour in model.palette or ()],
+        **({"box_labels": list(model.box_labels)} if model.box_labels else {}),
         "preprocessing": model.preprocessing,
     }
 
@@ -186,7 +191,7 @@ def quantize_model(
     canonical = canonical_of(model, report)
     graph = quantize_canonical(canonical, images, recipe, progress=report, meta=meta)
     # A detector orders its queries by score, where neighbours change places: the same are compared.
-    same = model.task == DETECTION
+    same = model.task in OUTPUTS
     return graph, compare(canonical, graph, images[:COMPARED], same_choices=same, progress=report)
 
 

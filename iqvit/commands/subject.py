@@ -1,7 +1,7 @@
 """MODEL of the command line: a float model, an .iqv or an artifact, all called alike."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,11 +18,16 @@ if TYPE_CHECKING:
 
 FLOAT, INTERPRETER, LIBRARY = "float", "interpreter", "library"
 CLASSIFICATION, SEGMENTATION, DETECTION = "classification", "segmentation", "detection"
-RANKS = {CLASSIFICATION: (2,), SEGMENTATION: (3, 4), DETECTION: (2,)}
+MULTITASK = "multitask"
+RANKS = {CLASSIFICATION: (2,), SEGMENTATION: (3, 4), DETECTION: (2,), MULTITASK: (3,)}
 """How many axes the output of a task has: [1, classes]; [1, H, W] or [1, classes, H, W]; the scores
-[1, K]."""
+[1, K]; of a multi-task model the class map."""
 BOXES, SCORES, LABELS = "boxes", "scores", "labels"
 """Names of a detector's outputs."""
+CLASSES = "classes"
+"""Name of a class map."""
+OUTPUTS = {DETECTION: (BOXES, SCORES, LABELS), MULTITASK: (CLASSES, BOXES, SCORES, LABELS)}
+"""Names of the outputs of models that have several, in the order of a float model's."""
 Size = int | tuple[int, int]
 """Pixels of a side, or (height, width)."""
 
@@ -38,7 +43,9 @@ class Subject:
     one run on it. facts: metrics known without running it (macs, params, bytes). set_threads holds
     for the calls after it. palette: RGB in 0..255 of each class, where the model has colours.
     For "detection" scores gives [N, K], and outputs all of `BOXES`, `SCORES` and `LABELS`; qparams
-    says what the numbers of each output stand for, and is empty for a float model.
+    says what the numbers of each output stand for, and is empty for a float model. For "multitask"
+    scores gives the class map, and outputs `CLASSES` too; labels and palette are those of the class
+    map, box_labels those of the boxes.
     """
 
     name: str
@@ -58,6 +65,21 @@ class Subject:
     palette: tuple[tuple[int, int, int], ...] = ()
     outputs: Callable[["Tensor"], Mapping[str, "Tensor"]] | None = None
     qparams: Mapping[str, Mapping[str, Any] | None] = field(default_factory=dict)
+    box_labels: tuple[str, ...] = ()
+
+    def head(self, task: str) -> "Subject":
+        """A multi-task model as one for "segmentation" or "detection"; others as they are.
+
+        It is still run as a whole.
+        """
+        run = self.outputs
+        if self.task != MULTITASK or run is None:
+            return self
+        if task == DETECTION:
+            return replace(
+                self, task=task, labels=self.box_labels, palette=(), scores=lambda x: run(x)[SCORES]
+            )
+        return replace(self, task=SEGMENTATION)
 
     @property
     def preprocess(self) -> "Preprocess":
@@ -148,10 +170,16 @@ def float_subject(model: "FloatModel", name: str | None = None) -> Subject:
         with torch.no_grad():
             return model.module(model.normalise(x))
 
-    def detections(x: torch.Tensor) -> Mapping[str, torch.Tensor]:
-        return dict(zip((BOXES, SCORES, LABELS), pixels(x), strict=True))
+    names = OUTPUTS.get(model.task, ())
 
-    by_task = {SEGMENTATION: pixels, DETECTION: lambda x: detections(x)[SCORES]}
+    def outputs(x: torch.Tensor) -> Mapping[str, torch.Tensor]:
+        return dict(zip(names, pixels(x), strict=True))
+
+    by_task = {
+        SEGMENTATION: pixels,
+        DETECTION: lambda x: outputs(x)[SCORES],
+        MULTITASK: lambda x: outputs(x)[CLASSES],
+    }
     return Subject(
         name=name or model.name,
         kind=FLOAT,
@@ -165,7 +193,8 @@ def float_subject(model: "FloatModel", name: str | None = None) -> Subject:
         facts={"params": sum(p.numel() for p in model.module.parameters())},
         task=model.task,
         palette=model.palette or (),
-        outputs=detections if model.task == DETECTION else None,
+        outputs=outputs if names else None,
+        box_labels=model.box_labels or (),
     )
 
 
@@ -208,6 +237,7 @@ def graph_subject(graph: "IntGraph", name: str) -> Subject:
         palette=colours(graph.meta.get("palette")),
         outputs=lambda x: run(graph, x),
         qparams=quantised,
+        box_labels=tuple(graph.meta.get("box_labels") or ()),
     )
 
 
@@ -246,6 +276,7 @@ def artifact_subject(artifact: "Artifact", name: str) -> Subject:
         palette=colours(manifest.get("palette")),
         outputs=artifact,
         qparams=outputs,
+        box_labels=tuple(manifest.get("box_labels") or ()),
     )
 
 
@@ -258,11 +289,11 @@ def random_image(shape: tuple[int, ...]) -> "Tensor":
 
 
 def score_output(shapes: dict[str, tuple[int, ...]], name: str, task: str) -> str:
-    """The output that answers the task (see `RANKS`): `logits`, otherwise the first that fits."""
+    """The output that answers the task (see `RANKS`): by its usual name, otherwise the first."""
     fitting = [output for output, shape in shapes.items() if len(shape) in RANKS.get(task, ())]
     if not fitting:
         raise ModelError(f"{name} has no output for {task}: its outputs are {shapes}")
-    return next((usual for usual in ("logits", SCORES) if usual in fitting), fitting[0])
+    return next((usual for usual in ("logits", SCORES, CLASSES) if usual in fitting), fitting[0])
 
 
 def colours(values: Any) -> tuple[tuple[int, int, int], ...]:

@@ -116,8 +116,8 @@ def run(
 ) -> None:
     """Train `task` in the processes that torchrun started, or in this one, and tell how it goes.
 
-    spec: the source of models that reads `output`, "segmenter" or "rtdetr"; None where it gets an
-    integer program.
+    spec: the source of models that reads `output`, "segmenter", "rtdetr" or "multitask"; None where
+    it gets an integer program.
     """
     import torch
 

@@ -30,7 +30,11 @@ class ViTPyramid(nn.Module):
         self.up = nn.Linear(config.width, 4 * self.channels[0])
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        tokens = self.vit(x)[:, 1:]
+        return self.levels(self.vit(x))
+
+    def levels(self, tokens: Tensor) -> list[Tensor]:
+        """The features from what the ViT gives, [N, 1 + patches, width]."""
+        tokens = tokens[:, 1:]
         middle = tokens.transpose(1, 2).unflatten(2, self.grid)
         return [self._upsample(tokens), middle, functional.max_pool2d(middle, 2)]
 

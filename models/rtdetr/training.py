@@ -75,13 +75,22 @@ def require_losses() -> None:
 def training_forward(
     model: RTDetr, images: Tensor, labels: Sequence[Labels], denoising: Denoising | None = None
 ) -> TrainingOutputs:
-    """`images` float32 [N, 3, H, W] through every layer, with denoising queries if asked for.
+    """`images` float32 [N, 3, H, W] through every layer: see `decode_for_training`."""
+    return decode_for_training(model.decoder, model.features(images), labels, denoising)
+
+
+def decode_for_training(
+    decoder: Decoder,
+    features: list[Tensor],
+    labels: Sequence[Labels],
+    denoising: Denoising | None = None,
+) -> TrainingOutputs:
+    """The maps that the decoder reads through every layer, with denoising queries if asked for.
 
     As published, gradients do not flow from a layer into the boxes and queries that it starts from.
     The noise comes from torch's random state. A batch without any object has no denoising queries.
     """
-    decoder = model.decoder
-    memory = decoder.flatten(model.features(images))
+    memory = decoder.flatten(features)
     x, selected, selected_logits = decoder.select(memory)
     noisy = None if denoising is None else _noisy_queries(decoder, labels, denoising)
     x, boxes, mask = x.detach(), selected.detach(), None
