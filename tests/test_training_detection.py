@@ -270,7 +270,7 @@ def test_the_program_gives_what_the_losses_read(rectangles, tmp_path, config):
         torch.nn.init.normal_(head.layers[-1].weight, std=0.1)
     save_detector(tmp_path / "made", detector.eval(), DetectorCard(("red", "green")))
     task, pixels = integer_task(rectangles, tmp_path / "made", config)
-    found = task.model.outputs(pixels)
+    found = task.model.queries(task.model.learner(pixels))
     exact = training_forward(detector, normalise(pixels, task.start.mean, task.start.std), [])
     assert found.denoising is None
     for name in ("logits", "boxes", "selected_logits", "selected_boxes"):

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from iqvit.canonical import CanonicalModel, op_of
+from iqvit.canonical import CanonicalModel, op_of, shape
 from iqvit.errors import DataError, IqvitError, ModelError
 from iqvit.eval.boxes import BoxFormat, BoxPredictor
 from iqvit.eval.coco_data import CocoSet
@@ -26,6 +26,7 @@ from iqvit.training.through_integers import ThroughIntegers
 from iqvit.training.tuning import learning
 
 OUTPUTS = ("boxes", "scores", "labels")
+PREFIX = "decoder."
 
 
 def decoder_taps(model: CanonicalModel, layers: int) -> dict[str, str]:
@@ -48,7 +49,7 @@ def decoder_taps(model: CanonicalModel, layers: int) -> dict[str, str]:
         path = f"decoder.layers.{place - 1}.norm3"
         found[f"hidden_{place}"] = _made(model, path, "layer_norm")
     found["logits"] = _made(model, f"decoder.dec_score_head.{layers - 1}", "linear")
-    return {f"decoder.{name}": node.name for name, node in found.items()}
+    return {f"{PREFIX}{name}": node.name for name, node in found.items()}
 
 
 def _made(model: CanonicalModel, path: str, operator: str) -> fx.Node:
@@ -74,26 +75,18 @@ def _reader(nodes: Iterable[fx.Node], operator: str, last: bool = False) -> fx.N
     return found[-1 if last else 0]
 
 
-class IntegerDetector(nn.Module):
-    """uint8 images [N, 3, H, W] and their objects -> the loss, a scalar.
+class QueryHeads(nn.Module):
+    """What a learner gives, with `decoder_taps`, -> what the losses read; no denoising queries.
 
-    heads: the score heads of all layers but the last.
+    It has the score heads of all layers but the last, which learn as well.
     """
 
-    def __init__(self, learner: ThroughIntegers, detector: RTDetr) -> None:
+    def __init__(self, detector: RTDetr) -> None:
         super().__init__()
-        self.learner = learner
         self.heads = nn.ModuleList(copy.deepcopy(h) for h in detector.decoder.dec_score_head[:-1])
 
-    def forward(self, images: Tensor, objects: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-        labels: list[Labels] = [{"class_labels": ids, "boxes": boxes} for ids, boxes in objects]
-        loss, _ = detection_loss(self.outputs(images), labels)
-        return loss
-
-    def outputs(self, images: Tensor) -> TrainingOutputs:
-        """What the losses read, without denoising queries."""
-        found = self.learner(images)
-        tapped = {name.removeprefix("decoder."): value for name, value in found.items()}
+    def forward(self, found: Mapping[str, Tensor]) -> TrainingOutputs:
+        tapped = {name.removeprefix(PREFIX): value for name, value in found.items()}
         layers = len(self.heads) + 1
         refined = [tapped[f"boxes_{place}"].sigmoid() for place in range(layers + 1)]
         logits = [head(tapped[f"hidden_{n}"]) for n, head in enumerate(self.heads, 1)]
@@ -105,6 +98,22 @@ class IntegerDetector(nn.Module):
             refined[0],
             None,
         )
+
+    def loss(self, found: Mapping[str, Tensor], objects: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+        """RT-DETR's loss for the objects of each image, a scalar."""
+        labels: list[Labels] = [{"class_labels": ids, "boxes": boxes} for ids, boxes in objects]
+        return detection_loss(self(found), labels)[0]
+
+
+class IntegerDetector(nn.Module):
+    """uint8 images [N, 3, H, W] and their objects -> the loss, a scalar."""
+
+    def __init__(self, learner: ThroughIntegers, detector: RTDetr) -> None:
+        super().__init__()
+        self.learner, self.queries = learner, QueryHeads(detector)
+
+    def forward(self, images: Tensor, objects: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+        return self.queries.loss(self.learner(images), objects)
 
 
 class IntegerDetectionTask(DetectionTask):
@@ -125,7 +134,7 @@ class IntegerDetectionTask(DetectionTask):
     ) -> None:
         if options.denoising or options.multi_scale:
             raise IqvitError("a program has its own queries only, and one size")
-        known = learner.frame.results["decoder.logits"].meta["val"].shape[-1]
+        known = shape(learner.frame.results[f"{PREFIX}logits"])[-1]
         if known != len(train.classes):
             raise DataError(f"the detector knows {known} classes, the data {len(train.classes)}")
         super().__init__(start, train, val, options)
@@ -143,14 +152,18 @@ class IntegerDetectionTask(DetectionTask):
         learner = _learner(model)
 
         def predict(pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            found = learner.integers(pixels)
-            boxes, scores, labels = (found[name] for name in OUTPUTS)
-            return boxes, scores, labels
+            return detected(learner.integers(pixels))
 
         return predict, numbers(learner.export())
 
     def save(self, folder: Path, model: nn.Module) -> None:
         _learner(model).save(folder)
+
+
+def detected(found: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """Boxes, scores and labels of a program's outputs."""
+    boxes, scores, labels = (found[name] for name in OUTPUTS)
+    return boxes, scores, labels
 
 
 def numbers(graph: IntGraph) -> BoxFormat:

@@ -8,7 +8,8 @@ what the program made of it, and the gradient goes straight through that roundin
 integers saturated (`iqvit.training.integers`).
 
 What learns: weights and biases of linears and convolutions, gains and biases of LayerNorms, and
-step sizes if asked for. Other constants (positions, class tokens, anchors) stay.
+step sizes if asked for. A weight that several nodes read learns in each by itself. Other constants
+(positions, class tokens, anchors) stay.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

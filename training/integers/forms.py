@@ -9,7 +9,7 @@ from torch import Tensor, distributed, nn
 
 from iqvit.calibrated import Point
 from iqvit.inttype import QParams
-from iqvit.training.integers.straight import bounded
+from iqvit.training.integers.straight import bounded, learned_factor
 
 SETTLING = 10
 """Steps of training whose largest values, on average, stand for the calibrated range."""
@@ -28,8 +28,9 @@ class Form:
 class Forms(nn.Module):
     """All forms by key. A factor multiplies the scale and leaves the zero point where it is.
 
-    A learned factor is a parameter. A moving one is the moving average of the largest share of the
-    range that a batch used, over the average of the first `SETTLING` batches, and 1 until then.
+    A learned factor comes from a parameter. A moving one is the moving average of the largest share
+    of the range that a batch used, over the average of the first `SETTLING` batches, and 1 until
+    then.
     """
 
     scales: Tensor
@@ -49,23 +50,23 @@ class Forms(nn.Module):
         learned = [key for key, form in forms.items() if form.learned]
         self.moving = [key for key, form in forms.items() if form.moving]
         self.places = {key: place for place, key in enumerate(learned)}
-        self.factors = nn.Parameter(torch.ones(len(learned))) if learned else None
+        self.moved = nn.Parameter(torch.zeros(len(learned))) if learned else None
         for name in ("reference", "average"):
             self.register_buffer(name, torch.zeros(len(self.moving), dtype=torch.float64))
         self.register_buffer("batches", torch.zeros((), dtype=torch.int64))
 
     def factor(self, key: str) -> Tensor | None:
         """The learned factor of a form, a scalar; None for others."""
-        if self.factors is None or key not in self.places:
+        if self.moved is None or key not in self.places:
             return None
-        return self.factors[self.places[key]]
+        return learned_factor(self.moved[self.places[key]])
 
     @torch.no_grad()
     def now(self) -> tuple[dict[str, Point], dict[str, float]]:
         """Every form with its present scale, and the factors."""
         factors = dict.fromkeys(self.forms, 1.0)
-        if self.factors is not None:
-            found = bounded(self.factors).double().tolist()
+        if self.moved is not None:
+            found = bounded(learned_factor(self.moved)).double().tolist()
             factors |= {key: found[place] for key, place in self.places.items()}
         if self.moving and int(self.batches) >= SETTLING:
             moved = torch.where(self.reference > 0, self.average / self.reference, 1.0)

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from iqvit.calibrated import Weight
-from iqvit.training.integers.straight import bounded, straight, within
+from iqvit.training.integers.straight import bounded, learned_factor, straight, within
 
 ROOM = 0.49
 """How far a weight is from its integer at most when training starts, in steps."""
@@ -50,7 +50,7 @@ class Product(nn.Module):
             largest = self._largest()
         filler = scale * self.most
         self.register_buffer("largest", torch.where(largest > 0, largest, filler))
-        self.factor = nn.Parameter(torch.ones(1 if shared else len(scale))) if learned else None
+        self.moved = nn.Parameter(torch.zeros(1 if shared else len(scale))) if learned else None
 
     def forward(self) -> Tensor:
         """The weight that the integers stand for, float32 `[N, ...]`."""
@@ -59,9 +59,10 @@ class Product(nn.Module):
             value = (self._codes() * steps).to(torch.float32)
             bound = self.most * steps
             inside = within(self.weight, -bound, bound, steps)
-        if self.factor is None:
+        if self.moved is None:
             return straight(self.weight, value)
-        return straight(self.weight, value, inside, self._spread(self.factor), self.most)
+        factor = self._spread(learned_factor(self.moved))
+        return straight(self.weight, value, inside, factor, self.most)
 
     @torch.no_grad()
     def rounded(self, input_factor: float) -> Weight:
@@ -79,8 +80,8 @@ class Product(nn.Module):
 
     def _scale(self) -> Tensor:
         """The present scale, float64 `[N]`; exactly the calibrated one at the start."""
-        if self.factor is not None:
-            return self.scale * bounded(self.factor).double()
+        if self.moved is not None:
+            return self.scale * bounded(learned_factor(self.moved)).double()
         largest = self._largest()
         return self.scale * torch.where(largest > 0, largest / self.largest, 1.0)
 

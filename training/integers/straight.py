@@ -13,6 +13,8 @@ from torch.autograd import Function
 
 LEAST, MOST = 1 / 16, 16.0
 """Between these times the calibrated step a learned or moving one stays."""
+SPEED = 20.0
+"""How much faster step sizes learn than weights."""
 
 
 def straight(
@@ -39,6 +41,14 @@ def straight(
 def bounded(factor: Tensor) -> Tensor:
     """A factor within LEAST..MOST."""
     return factor.clamp(LEAST, MOST)
+
+
+def learned_factor(moved: Tensor) -> Tensor:
+    """The factor of a step size for what learns, which starts at 0.
+
+    An optimizer such as Adam moves all numbers alike, and weights are far smaller than 1.
+    """
+    return 1.0 + SPEED * moved
 
 
 class _Straight(Function):
