@@ -16,6 +16,7 @@ SUBPACKAGES = {
     "iqvit.converters": "iqvit/converters",
     "iqvit.commands": "iqvit/commands",
     "iqvit.models.rtdetr": "models/rtdetr",
+    "iqvit.training.integers": "training/integers",
     "iqvit.models.multitask": "models/multitask",
     "iqvit.models.scenes": "models/scenes",
     "iqvit.tvm_backend.kernels": "tvm_backend/kernels",

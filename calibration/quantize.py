@@ -43,6 +43,22 @@ def quantize(
 
     Raises `CaptureError`, `UnsupportedOp`, `DataError`, `RecipeError` or `OverflowProofError`.
     """
+    canonical, batches = canonical_of(
+        model, images, mean=mean, std=std, outputs=outputs, progress=progress
+    )
+    return quantize_canonical(canonical, batches, recipe, progress=progress, meta=meta)
+
+
+def canonical_of(
+    model: nn.Module,
+    images: torch.Tensor | Iterable[torch.Tensor],
+    *,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    outputs: Sequence[str] | None = None,
+    progress: Progress | None = None,
+) -> tuple[CanonicalModel, list[torch.Tensor]]:
+    """The first two stages of `quantize`, and its images as batches."""
     batches = as_batches(images)
     stated = getattr(model, "pretrained_cfg", None)
     known: Mapping[str, Any] = stated if isinstance(stated, Mapping) else {}
@@ -55,7 +71,7 @@ def quantize(
     captured = capture(model, size, mean=mean, std=std, outputs=outputs)
     canonical = canonicalize(captured)
     report("capturing", 1, 1)
-    return quantize_canonical(canonical, batches, recipe, progress=progress, meta=meta)
+    return canonical, batches
 
 
 def quantize_canonical(
@@ -74,13 +90,19 @@ def quantize_canonical(
     recipe = recipe if recipe is not None else Recipe()
     batches = as_batches(images)
     calibrated = calibrate(canonical, batches, recipe, progress=progress)
-    facts = {
+    return convert(canonical, calibrated, {**(meta or {}), **facts(canonical, batches, recipe)})
+
+
+def facts(
+    canonical: CanonicalModel, batches: Iterable[torch.Tensor], recipe: Recipe
+) -> dict[str, Any]:
+    """What a program says of how it was made."""
+    return {
         "mean": list(canonical.mean),
         "std": list(canonical.std),
         "images": sum(len(batch) for batch in batches),
         "recipe": recipe.to_toml(),
     }
-    return convert(canonical, calibrated, {**(meta or {}), **facts})
 
 
 def as_batches(images: torch.Tensor | Iterable[torch.Tensor]) -> list[torch.Tensor]:

@@ -28,8 +28,8 @@ from iqvit.calibration.plan import (
     values,
 )
 from iqvit.calibration.recipe import Recipe, Settings
-from iqvit.calibration.weights import round_gptq, round_nearest, weight_scale
-from iqvit.canonical import CanonicalModel, constant, op_of
+from iqvit.calibration.weights import column_scales, round_gptq, round_nearest, weight_scale
+from iqvit.canonical import CanonicalModel, constant, op_of, product_groups
 from iqvit.inttype import QParams
 
 SAMPLED_ROWS = 4096  # rows of activations on which equalisation compares its candidates
@@ -190,7 +190,7 @@ class Sweep:
         settings = self._settings(node)
         source, weight = node.args[0], constant(node.args[1])  # type: ignore[arg-type]
         point, inputs = self._operand(node, source, rounded)  # type: ignore[arg-type]
-        columns = _column_scales(node, weight, point.qparams)
+        columns = column_scales(weight, point.qparams, product_groups(node))
         flat = (weight * columns).reshape(weight.shape[0], -1)
         scale = weight_scale(flat, settings.weight_bits, settings.weight_granularity)
         if settings.weight_rounding == "gptq" and op_of(node).name == "linear":
@@ -319,18 +319,6 @@ def _point8(seen: list[Observer], settings: Settings, signed: bool, least: float
         return Point("int8", QParams.of(max(reach(max(-lo, hi)) / 127, least)))
     scale = max(reach(hi - lo) / 255, least)
     return Point("uint8", QParams.of(scale, round(-lo / scale)))
-
-
-def _column_scales(node: fx.Node, weight: torch.Tensor, qparams: QParams) -> torch.Tensor:
-    """The input's scale for every column, of a shape that broadcasts over the weight."""
-    scale = torch.from_numpy(qparams.scale.copy()).float()
-    if not qparams.per_channel:
-        return scale.expand(weight.shape[1:])[None]
-    groups = int(node.args[6]) if op_of(node).name == "conv2d" else 1  # type: ignore[arg-type]
-    rows = scale.reshape(groups, -1, *[1] * (weight.ndim - 2))
-    return rows.repeat_interleave(len(weight) // groups if groups > 1 else 1, 0).expand(
-        -1, *weight.shape[1:]
-    )
 
 
 def _gram(inputs: list[torch.Tensor], columns: torch.Tensor) -> torch.Tensor:

@@ -2,7 +2,23 @@
 
 import torch
 
+from iqvit.inttype import QParams
+
 DAMPING = 0.01
+
+
+def column_scales(weight: torch.Tensor, qparams: QParams, groups: int) -> torch.Tensor:
+    """The input's scale for every column, float32 of a shape that broadcasts over the weight.
+
+    weight: `[N, K]`, or `[N, C / groups, KH, KW]`. qparams: of the input.
+    """
+    scale = torch.from_numpy(qparams.scale.copy()).float()
+    if not qparams.per_channel:
+        return scale.expand(weight.shape[1:])[None]
+    rows = scale.reshape(groups, -1, *[1] * (weight.ndim - 2))
+    return rows.repeat_interleave(len(weight) // groups if groups > 1 else 1, 0).expand(
+        -1, *weight.shape[1:]
+    )
 
 
 def weight_scale(weight: torch.Tensor, bits: int, granularity: str) -> torch.Tensor:

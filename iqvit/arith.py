@@ -76,9 +76,9 @@ def exact_matmul(a: torch.Tensor, b: torch.Tensor, bound: int) -> torch.Tensor:
     """`a @ b` over integers as int64, exact: `bound` is the proved largest sum of |a|*|b|.
 
     A float32 product is exact while every partial sum stays below 2**24, a float64 one below 2**53;
-    BLAS makes them far faster than an integer loop.
+    BLAS makes them far faster than an integer loop. A GPU that is allowed TF32 has no float32.
     """
-    if bound < 2**24:
+    if bound < 2**24 and (not a.is_cuda or torch.get_float32_matmul_precision() == "highest"):
         return (a.to(torch.float32) @ b.to(torch.float32)).to(torch.int64)
     if bound < 2**53:
         return (a.to(torch.float64) @ b.to(torch.float64)).to(torch.int64)

@@ -337,6 +337,11 @@ def arguments(node: fx.Node) -> dict[str, Any]:
     return dict(zip(op_of(node).params, node.args, strict=True))
 
 
+def product_groups(node: fx.Node) -> int:
+    """The groups of a linear or convolution: parts of the channels that do not mix."""
+    return arguments(node).get("groups", 1)
+
+
 def check(graph: fx.Graph) -> None:
     """Raise UnsupportedOp that names every node outside the closed set, each with its source."""
     groups: dict[tuple[str, str], list[fx.Node]] = {}

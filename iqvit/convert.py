@@ -102,6 +102,11 @@ class Conversion:
             raise GraphError(f"node {node.name!r} has no scale")
         return node.qparams
 
+    def finish(self, meta: Mapping[str, Any] | None = None) -> IntGraph:
+        """The program of what was converted, with the model's outputs."""
+        outputs = {name: self.value(node).name for name, node in self.model.outputs.items()}
+        return self.builder.finish(outputs, meta)
+
     def fault(
         self, node: fx.Node, what: str, remedy: str = "rewrite this part of the model"
     ) -> GraphError:
@@ -120,6 +125,11 @@ def convert(
     when a proved range leaves its type, `GraphError` for a node that cannot be converted; both
     name the node and its source.
     """
+    return converted(model, calibrated).finish(meta)
+
+
+def converted(model: CanonicalModel, calibrated: Calibrated) -> Conversion:
+    """`convert` before its last stage, with the integer node of every float node."""
     conversion = Conversion(model, calibrated)
     for node in model.module.graph.nodes:
         if node.op == "placeholder":
@@ -129,5 +139,4 @@ def convert(
             )
         elif node.op == "call_function":
             conversion.values[node] = CONVERTERS[op_of(node).name](conversion, node)
-    outputs = {name: conversion.value(node).name for name, node in model.outputs.items()}
-    return conversion.builder.finish(outputs, meta)
+    return conversion

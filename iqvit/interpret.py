@@ -31,7 +31,7 @@ def check_images(x: torch.Tensor, shape: tuple[int, ...]) -> None:
 
 def evaluate(graph: IntGraph, image: torch.Tensor, trace: bool = False) -> dict[str, torch.Tensor]:
     """`run` for a single image `[1, C, H, W]`; values are freed after their last use."""
-    constants = _constants(graph)
+    constants = _constants(graph, image.device)
     values: dict[str, torch.Tensor] = {}
     results: dict[str, torch.Tensor] = {}
     last = _last_uses(graph)
@@ -54,13 +54,30 @@ def evaluate(graph: IntGraph, image: torch.Tensor, trace: bool = False) -> dict[
     return results
 
 
-def _constants(graph: IntGraph) -> dict[str, torch.Tensor]:
-    """Constants as tensors, made once a graph (numpy marks them read-only; nothing writes them)."""
-    cached: dict[str, torch.Tensor] | None = graph.__dict__.get("_tensors")
-    if cached is None:
-        cached = {name: torch.from_numpy(value.copy()) for name, value in graph.constants.items()}
-        object.__setattr__(graph, "_tensors", cached)
-    return cached
+def evaluate_batch(
+    graph: IntGraph, images: torch.Tensor, trace: bool = False, chunk: int | None = None
+) -> dict[str, torch.Tensor]:
+    """`evaluate` for uint8 `[B, C, H, W]`: every value `[1, ...]` with B in front, the same bits.
+
+    chunk: how many images at a time (None: all), where memory or caches are small.
+    """
+
+    def single(image: torch.Tensor) -> dict[str, torch.Tensor]:
+        return evaluate(graph, image, trace)
+
+    found: dict[str, torch.Tensor] = torch.vmap(single, chunk_size=chunk)(images[:, None])
+    return found
+
+
+def _constants(graph: IntGraph, device: torch.device) -> dict[str, torch.Tensor]:
+    """Constants on a device, made once a graph (those of numpy are read-only)."""
+    devices: dict[torch.device, dict[str, torch.Tensor]] = graph.__dict__.setdefault("_tensors", {})
+    if device not in devices:
+        devices[device] = {
+            name: torch.from_numpy(value.copy()).to(device)
+            for name, value in graph.constants.items()
+        }
+    return devices[device]
 
 
 def _last_uses(graph: IntGraph) -> dict[int, list[str]]:

@@ -13,6 +13,7 @@ from iqvit.calibration.recipe import Recipe, Rule, Settings
 from iqvit.canonical import OPS, CanonicalModel, op_of
 from iqvit.errors import GraphError, OverflowProofError, RecipeError
 from iqvit.inttype import QParams
+from iqvit.training.through_integers import StepRules, ThroughIntegers
 
 SIZE = 8
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
@@ -408,6 +409,66 @@ def test_indices_point_at_large_values(name, images):
             assert (float(qparams.scale), float(qparams.zero_point)) == (1.0, 0.0)
         else:
             assert (qparams.dequantize(got[output]) - value).abs().max() < 0.05 * value.abs().max()
+
+
+# A ReLU at its kink and a choice among near ties have other gradients after rounding.
+LOOSELY = {"relu": 0.98, "two convolutions": 0.98, "topk": 0.98, "top values": 0.85}
+
+
+def float_gradients(canonical, images, weights, results):
+    """Gradients of the constants for the sum of weighted results, by name."""
+    constants = {n: t.clone().requires_grad_() for n, t in canonical.module.named_buffers()}
+    for name, value in constants.items():
+        setattr(canonical.module, name, value)
+    mean, std = (torch.tensor(v)[:, None, None] for v in (canonical.mean, canonical.std))
+    total = torch.zeros(())
+    for place, image in enumerate(images.split(1)):
+        values: dict[str, torch.Tensor] = {}
+
+        class Keeper(torch.fx.Interpreter):
+            def run_node(self, n, values=values):
+                values[n.name] = super().run_node(n)
+                return values[n.name]
+
+        Keeper(canonical.module).run((image / 255 - mean) / std)
+        for name, node in results.items():
+            total = (
+                total + (weights[name].unflatten(0, (len(images), -1))[place] * values[node]).sum()
+            )
+    total.backward()
+    return {name: value.grad for name, value in constants.items()}
+
+
+@pytest.mark.parametrize("name", [*NETS, *INDICES])
+def test_what_converts_learns_through_its_integers(name, images):
+    canonical = canonical_of((NETS.get(name) or INDICES[name])[0])
+    calibrated = iqvit.calibrate(canonical, images)
+    graph = iqvit.convert(canonical, calibrated)
+    learner = ThroughIntegers(canonical, calibrated, StepRules("learned"))
+    assert learner.export().hash == graph.hash
+
+    outputs = learner(images)
+    integers = iqvit.run(graph, images)
+    for output, value in outputs.items():
+        qparams = graph[graph.outputs[output]].qparams
+        if canonical.outputs[output].meta["val"].is_floating_point():
+            torch.testing.assert_close(qparams.dequantize(integers[output]).float(), value)
+        else:
+            assert value.is_floating_point()
+
+    generator = torch.Generator().manual_seed(2)
+    weights = {k: torch.randn(v.shape, generator=generator) for k, v in outputs.items()}
+    sum((weights[k] * v).sum() for k, v in outputs.items()).backward()
+    results = {k: node.name for k, node in learner.frame.results.items()}
+    wanted = float_gradients(canonical, images, weights, results)
+    found = {n.args[1].name: learner.products[n.name].weight for n in learner.frame.products}
+    found |= dict(learner.norms.items())
+    assert found
+    for constant, parameter in found.items():
+        likeness = functional.cosine_similarity(
+            parameter.grad.flatten(), wanted[constant].flatten(), dim=0
+        )
+        assert float(likeness) > LOOSELY.get(name, 0.99), constant
 
 
 # model, settings, the least SQNR in dB

@@ -203,6 +203,31 @@ def test_error_is_within_its_bound(sample: Sample):
 
 
 @every_sample
+def test_results_lie_where_the_inputs_do(sample: Sample):
+    """What an operator makes itself is on the device of its inputs, not on the usual one."""
+    args = next(iter(draws(sample)))
+    wanted = sample.op.run(*args)
+    with torch.device("meta"):
+        found = sample.op.run(*args)
+    assert torch.equal(found, wanted)
+
+
+@every_sample
+def test_a_batch_has_the_results_of_its_members(sample: Sample):
+    drawn = [args for args, _ in zip(draws(sample), range(3), strict=False)]
+    varying = [kind.value is None for kind in sample.inputs]
+    batch = [
+        torch.stack(t) if v else t[0]
+        for t, v in zip(zip(*drawn, strict=True), varying, strict=True)
+    ]
+    if not any(varying):
+        return
+    found = torch.vmap(sample.op.run, in_dims=tuple(0 if v else None for v in varying))(*batch)
+    for one, args in zip(found, drawn, strict=True):
+        assert torch.equal(one, sample.op.run(*args))
+
+
+@every_sample
 def test_macs_equal_the_hand_count(sample: Sample):
     assert sample.op.macs(*sample.inputs) == sample.macs
     assert 0 <= sample.op.wide_macs(*sample.inputs) <= sample.macs

@@ -8,12 +8,15 @@ import torch
 from PIL import Image
 from torchvision.ops import box_convert
 
+import iqvit
 from iqvit.cli import main
 from iqvit.errors import DataError, IqvitError, ModelError
 from iqvit.eval.coco_data import read_coco
 from iqvit.models.rtdetr.config import PyramidConfig, ResNetConfig, RTDetrConfig
 from iqvit.models.rtdetr.folder import DetectorCard, load_detector, save_detector
 from iqvit.models.rtdetr.model import RTDetr
+from iqvit.models.rtdetr.training import training_forward
+from iqvit.models.spec import load_model
 from iqvit.processes import World
 from iqvit.training.box_augment import BoxAugment, BoxAugmentation
 from iqvit.training.detection import (
@@ -22,7 +25,10 @@ from iqvit.training.detection import (
     LearningDetector,
     scales,
 )
+from iqvit.training.detection_integers import IntegerDetectionTask, decoder_taps
 from iqvit.training.detection_model import continued_detector, fresh_detector
+from iqvit.training.images import normalise
+from iqvit.training.through_integers import ThroughIntegers
 
 SIZE = (64, 96)
 SMALL = RTDetrConfig(
@@ -235,6 +241,106 @@ def test_a_batch_of_another_size_trains_the_same_weights(config):
     norms = [n for n in state if n.endswith("running_mean")]
     assert all(torch.equal(model.state_dict()[n], twin.state_dict()[n]) for n in norms)
     assert norms
+
+
+# Through the integers
+
+
+def integer_task(rectangles, folder, config=SMALL):
+    model = load_model(f"rtdetr:{folder}")
+    captured = iqvit.capture(model.module, model.input_shape, mean=model.mean, std=model.std)
+    canonical = iqvit.canonicalize(captured)
+    sets = [read_coco(rectangles, split) for split in ("train", "val")]
+    task = task_of(rectangles, continued_detector(folder, classes=2), denoising=0)
+    pixels = torch.stack([task.sample(i)[0] for i in range(3)])
+    calibrated = iqvit.calibrate(canonical, [pixels])
+    taps = decoder_taps(canonical, config.decoder_layers)
+    learner = ThroughIntegers(canonical, calibrated, taps=taps)
+    options = DetectionOptions(denoising=0)
+    return IntegerDetectionTask(task.start, *sets, options, learner, {}), pixels
+
+
+@pytest.mark.parametrize("config", [SMALL, VIT], ids=["resnet", "vit"])
+def test_the_program_gives_what_the_losses_read(rectangles, tmp_path, config):
+    torch.manual_seed(1)
+    detector = RTDetr(config)
+    for head in (*detector.decoder.dec_score_head, detector.decoder.enc_score_head):
+        torch.nn.init.normal_(head.weight, std=0.3)  # tokens differ, so that none is a near tie
+    for head in (*detector.decoder.dec_bbox_head, detector.decoder.enc_bbox_head):
+        torch.nn.init.normal_(head.layers[-1].weight, std=0.1)
+    save_detector(tmp_path / "made", detector.eval(), DetectorCard(("red", "green")))
+    task, pixels = integer_task(rectangles, tmp_path / "made", config)
+    found = task.model.queries(task.model.learner(pixels))
+    exact = training_forward(detector, normalise(pixels, task.start.mean, task.start.std), [])
+    assert found.denoising is None
+    for name in ("logits", "boxes", "selected_logits", "selected_boxes"):
+        ours, wanted = getattr(found, name), getattr(exact, name)
+        assert ours.shape == wanted.shape
+        # Queries stand in another order where their scores are close.
+        ours, wanted = (x.detach().flatten(0, -3).sort(-2).values for x in (ours, wanted))
+        assert float((ours - wanted).square().mean() / wanted.square().mean()) < 0.01, name
+    loss = task.loss(task.model.train(), (pixels, [task_objects(task, i) for i in range(3)]))
+    loss.backward()
+    assert [n for n, p in task.model.named_parameters() if p.grad is None] == []
+    scaled = {task.learning_rate_scale(n) for n, _ in task.model.named_parameters()}
+    assert scaled == {1.0}
+
+
+def task_objects(task, index):
+    torch.manual_seed(index)
+    _, labels, boxes, _ = task.sample(index)
+    return labels, boxes
+
+
+def test_the_backbone_has_its_own_learning_rate(rectangles, trained):
+    task, _ = integer_task(rectangles, trained)
+    task.options = replace(task.options, backbone_lr_scale=0.1)
+    scales_ = {n: task.learning_rate_scale(n) for n, _ in task.model.named_parameters()}
+    assert 0.1 in scales_.values()
+    assert all(("backbone" in name) == (scale == 0.1) for name, scale in scales_.items())
+
+
+def test_a_detector_trains_through_its_integers(rectangles, trained, tmp_path, capsys):
+    out = tmp_path / "out"
+    command = [
+        *("train", "detection", "--data", str(rectangles), "--from", str(trained)),
+        *("--through-integers", "--calib", str(rectangles / "train"), "--epochs", "2"),
+        *("--batch", "3", "--lr", "1e-3", "--validate-every", "2", "-o", str(out)),
+    ]
+    assert main([*command, "--until", "1"]) == 0
+    assert main([*command, "--resume"]) == 0
+    assert f"model\t{out / 'model.iqv'}" in capsys.readouterr().out
+    history = json.loads((out / "history.json").read_text())
+    found = tmp_path / "found.json"
+    program = str(out / "model.iqv")
+    assert main(["eval", "coco", program, "--data", str(rectangles), "--json", str(found)]) == 0
+    written = json.loads(found.read_text())
+    assert (written["mAP"], written["AP50"]) == (history[-1]["mAP"], history[-1]["AP50"])
+    assert iqvit.load(out / "model.iqv").outputs.keys() == {"boxes", "scores", "labels"}
+    capsys.readouterr()
+    assert main(command) == 2
+    assert "already holds" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--denoising", "5"], "--denoising is for training in float"),
+        (["--multi-scale"], "--multi-scale is for training in float"),
+        (["--sampling", "discrete"], "--sampling is for training in float"),
+    ],
+)
+def test_options_of_float_training_alone(rectangles, trained, tmp_path, capsys, options, message):
+    command = ["train", "detection", "--data", str(rectangles), "--from", str(trained)]
+    command += ["--through-integers", "--calib", str(rectangles / "train")]
+    assert main([*command, "-o", str(tmp_path / "out"), *options]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_another_model_has_no_taps():
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 4, 4))
+    with pytest.raises(ModelError, match="it is no RT-DETR"):
+        decoder_taps(iqvit.canonicalize(iqvit.capture(model, (1, 3, 16, 16))), 2)
 
 
 # The command

@@ -305,3 +305,31 @@ def test_data_with_one_annotation_are_not_trained_on(
     given = ["--data", str(tmp_path), "-o", str(tmp_path / "out"), "--from", str(small_multitask)]
     assert main(["train", "multitask", *given]) == 2
     assert "has no boxes; to train both heads it needs masks and boxes" in capsys.readouterr().err
+
+
+# Through the integers
+
+
+def test_both_heads_train_through_their_integers(
+    masks_and_boxes, small_multitask, tmp_path, capsys
+):
+    out = tmp_path / "out"
+    command = [
+        *("train", "multitask", "--data", str(masks_and_boxes), "--from", str(small_multitask)),
+        *("--through-integers", "--calib", str(masks_and_boxes / "train" / "images")),
+        *("--input-size", "64x96", "--epochs", "2", "--batch", "2", "--lr", "1e-3"),
+        *("--scales", "0.8", "1.5", "--validate-every", "2", "-o", str(out)),
+    ]
+    assert main([*command, "--until", "1"]) == 0
+    assert main([*command, "--resume"]) == 0
+    assert f"model\t{out / 'model.iqv'}" in capsys.readouterr().out
+    history = json.loads((out / "history.json").read_text())
+    found = tmp_path / "found.json"
+    scored = ["eval", "multitask", str(out / "model.iqv"), "--data", str(masks_and_boxes)]
+    assert main([*scored, "--json", str(found)]) == 0
+    written = json.loads(found.read_text())
+    assert {name: written[name] for name in ("mIoU", "mAP")} == {
+        name: history[-1][name] for name in ("mIoU", "mAP")
+    }
+    assert main([*command, "--crop", "32x64", "--resume"]) == 2
+    assert "--crop is for training in float" in capsys.readouterr().err

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from torch.nn import functional
 
+import iqvit
 from iqvit.cli import main
 from iqvit.errors import DataError, IqvitError, ModelError
 from iqvit.eval.segmentation_data import IGNORE, read_folder
@@ -338,6 +339,92 @@ def test_mistakes_are_told_in_one_message(drawings, trained, tmp_path, capsys, m
     error = capsys.readouterr().err
     assert told in error
     assert "Traceback" not in error
+
+
+def train_integers(drawings, trained, folder, *more):
+    return main(
+        [
+            "train", "segmentation", "--data", str(drawings), "--from", str(trained),
+            "--input-size", "32x48", "--through-integers", "--calib", str(drawings / "train"),
+            "--images", "4", "--batch", "2", "--lr", "0.005", "--encoder-lr-scale", "1",
+            "--warmup", "1", "--threads", "1", "-o", str(folder), *more,
+        ]
+    )  # fmt: skip
+
+
+def test_the_command_teaches_through_integers_and_resumes(drawings, trained, tmp_path, capsys):
+    folder, whole = tmp_path / "out", tmp_path / "whole"
+    options = ["--epochs", "4", "--steps", "learned", "--ranges", "moving"]
+    assert train_integers(drawings, trained, folder, *options, "--until", "2") == 0
+    capsys.readouterr()
+    assert train_integers(drawings, trained, folder, *options, "--resume") == 0
+    told = capsys.readouterr()
+    assert f"model\t{folder / 'model.iqv'}" in told.out
+    history = json.loads((folder / "history.json").read_text())
+    assert history[-1]["loss"] < history[0]["loss"]
+    best = max(row["mIoU"] for row in history)
+    # What the run scored is what the program gives to those who only have the file.
+    program = str(folder / "model.iqv")
+    metrics = tmp_path / "metrics.json"
+    command = ["eval", "segmentation", "--data", str(drawings), program, "--json", str(metrics)]
+    assert main(command) == 0
+    assert json.loads(metrics.read_text())["mIoU"] == best
+    graph = iqvit.load(folder / "model.iqv")
+    assert graph.meta["trained"] == {"steps": "learned", "ranges": "moving", "momentum": 0.95}
+    assert graph.meta["labels"] == ["red", "green", "blue"]
+    assert graph.meta["palette"] == [[220, 30, 30], [30, 220, 30], [30, 30, 220]]
+    capsys.readouterr()
+
+    assert train_integers(drawings, trained, whole, *options) == 0
+    assert (
+        iqvit.load(whole / "last" / "model.iqv").hash
+        == iqvit.load(folder / "last" / "model.iqv").hash
+    )
+    assert train_integers(drawings, trained, folder, "--epochs", "4", "--resume") == 2
+    assert "through integers" in capsys.readouterr().err
+    assert train_integers(drawings, trained, folder, *options) == 2
+    assert "model.iqv" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        (["--crop", "32x32"], "--crop is for training in float"),
+        (["--drop-path", "0.1"], "--drop-path is for training in float"),
+        (["--decoder", "mask"], "--decoder is for training in float"),
+        (["--model", "segmenter:vit_tiny_patch16_224+mask"], "give one of --model"),
+        (["--steps", "lsq"], "step sizes are followed or learned, not 'lsq'"),
+        (["--ranges", "free"], "ranges are fixed or moving, not 'free'"),
+        (["--recipe", "none.toml"], "none.toml"),
+    ],
+)
+def test_mistakes_of_training_through_integers(drawings, trained, tmp_path, capsys, more, told):
+    assert train_integers(drawings, trained, tmp_path / "out", "--epochs", "1", *more) == 2
+    error = capsys.readouterr().err
+    assert told in error
+    assert "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--calib", "images/"], "--calib goes with --through-integers"),
+        (["--through-integers", "--crop", "32x48"], "--crop is for training in float"),
+        (["--through-integers"], "give --from FOLDER, and --calib DIR"),
+    ],
+)
+def test_options_that_do_not_fit_together(drawings, trained, tmp_path, capsys, options, told):
+    command = ["train", "segmentation", "--data", str(drawings), "--from", str(trained)]
+    assert main([*command, "-o", str(tmp_path / "out"), *options]) == 2
+    assert told in capsys.readouterr().err
+
+
+def test_a_program_for_other_classes_is_refused(trained, tmp_path, capsys):
+    write_drawings(tmp_path, "train", 4)
+    write_drawings(tmp_path, "val", 1)
+    (tmp_path / "classes.txt").write_text("a 0 0 0\nb 0 0 1\nc 0 0 2\nd 0 0 3\n")
+    assert train_integers(tmp_path, trained, tmp_path / "out", "--epochs", "1") == 2
+    assert "the segmenter knows 3 classes, the data 4" in capsys.readouterr().err
 
 
 def test_no_curves_without_matplotlib(tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ from torch.func import functional_call
 from torchvision.transforms.v2.functional import resize
 
 from iqvit.errors import DataError, IqvitError
-from iqvit.eval.boxes import BoxFormat, in_pixels
+from iqvit.eval.boxes import BoxFormat, BoxPredictor, in_pixels
 from iqvit.eval.coco_data import CocoItem, CocoSet
 from iqvit.eval.detection import Result, coco_metrics, coco_results
 from iqvit.eval.preprocess import Preprocess
@@ -169,30 +169,43 @@ class DetectionTask:
         return self.options.backbone_lr_scale if ".backbone." in name else 1.0
 
     def validate(self, model: nn.Module, world: World) -> dict[str, float]:
-        detector = _detector(model)
-        config = detector.config
-        detections = Detections(detector, min(BEST, config.queries * config.classes)).eval()
+        predict, numbers = self.predictor(model)
+        config = self.start.model.config
         prepare = Preprocess(config.image_size, crop="squash", interpolation="bilinear")
         results: list[Result] = []
         for index in world.share(len(self.val)):
             item = self.val.items[index]
             pixels = prepare(item.path)[None].to(world.device)
-            found = detections(normalise(pixels, self.start.mean, self.start.std))
-            results += float_results(self.val, item, found)
+            results += image_results(self.val, item, predict(pixels), numbers)
         return average_precision(self.val, self.val.items, world.gather(results))
+
+    def predictor(self, model: nn.Module) -> tuple[BoxPredictor, BoxFormat]:
+        """The model, of pixels on its device, and what its numbers stand for."""
+        detector = _detector(model)
+        config = detector.config
+        detections = Detections(detector, min(BEST, config.queries * config.classes)).eval()
+        mean, std = self.start.mean, self.start.std
+        return lambda pixels: detections(normalise(pixels, mean, std)), BoxFormat()
 
     def save(self, folder: Path, model: nn.Module) -> None:
         card = DetectorCard(self.val.classes, self.start.mean, self.start.std)
         save_detector(folder, _detector(model), card)
 
 
-def float_results(
-    data: CocoSet, item: CocoItem, detected: tuple[Tensor, Tensor, Tensor]
+def image_results(
+    data: CocoSet,
+    item: CocoItem,
+    detected: tuple[Tensor, Tensor, Tensor],
+    numbers: BoxFormat | None = None,
 ) -> list[Result]:
-    """Boxes, scores and labels of a float model in an image, as a COCO results file has them."""
+    """Boxes, scores and labels of an image as a COCO results file has them.
+
+    numbers: what they stand for, where it is not what those of a float model do.
+    """
     boxes, scores, labels = (part.cpu() for part in detected)
     classes = range(len(data.classes))
-    found = in_pixels((boxes, scores, labels), item.size, BoxFormat(), str(item.path), classes)
+    given = numbers or BoxFormat()
+    found = in_pixels((boxes, scores, labels), item.size, given, str(item.path), classes)
     return coco_results(item, found, data.category_ids)
 
 

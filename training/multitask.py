@@ -1,7 +1,7 @@
 """The multi-task task: one ViT, images with masks and boxes, both losses, mIoU and mAP."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from iqvit.errors import DataError, IqvitError
+from iqvit.eval.boxes import BoxFormat
 from iqvit.eval.detection import Result
 from iqvit.eval.multitask_data import LabelledSet
 from iqvit.eval.preprocess import Preprocess
@@ -27,7 +28,7 @@ from iqvit.processes import World
 from iqvit.training.detection import (
     BEST,
     average_precision,
-    float_results,
+    image_results,
     listed,
     require_boxes,
 )
@@ -39,6 +40,8 @@ from iqvit.training.task import Network
 
 Sample = tuple[Tensor, Tensor, Tensor, Tensor]
 """Image, mask, labels and boxes."""
+Predictor = Callable[[Tensor], tuple[Tensor, Tensor, Tensor, Tensor]]
+"""uint8 [1, 3, H, W] -> classes [1, H, W], boxes, scores and labels; see `MapAndBoxes`."""
 
 
 @dataclass(frozen=True)
@@ -180,22 +183,29 @@ class MultitaskTask:
         return self.options.encoder_lr_scale if ".backbone." in name else 1.0
 
     def validate(self, model: nn.Module, world: World) -> dict[str, float]:
-        whole, val = self._whole(model), self.val
-        joint = JointOutputs(whole, most_detections(whole.config, BEST)).eval()
+        predict, numbers = self.predictor(model)
+        val = self.val
         prepare = Preprocess(self.options.size, crop="squash", interpolation="bilinear")
         matrix = ConfusionMatrix(len(val.masks.classes))
         results: list[Result] = []
         for index in world.share(len(val)):
             item, mask = val.item(index), val.mask(index)
             pixels = prepare(item.path)[None].to(world.device)
-            found = joint(normalise(pixels, self.start.mean, self.start.std))
-            matrix.add(resize_nearest(found.classes[0].cpu(), mask.shape), mask)
-            results += float_results(val.boxes, item, (found.boxes, found.scores, found.labels))
+            classes, boxes, scores, labels = predict(pixels)
+            matrix.add(resize_nearest(classes[0].cpu(), mask.shape), mask)
+            results += image_results(val.boxes, item, (boxes, scores, labels), numbers)
         matrix.counts = world.sum(matrix.counts).cpu()
         items = [val.item(index) for index in range(len(val))]
         ap = average_precision(val.boxes, items, world.gather(results))
         miou = matrix.miou()
         return {"score": (miou + ap["mAP"]) / 2, "mIoU": miou, **ap}
+
+    def predictor(self, model: nn.Module) -> tuple[Predictor, BoxFormat]:
+        """The model, of pixels on its device, and what the numbers of its boxes stand for."""
+        whole = self._whole(model)
+        joint = JointOutputs(whole, most_detections(whole.config, BEST)).eval()
+        mean, std = self.start.mean, self.start.std
+        return lambda pixels: joint(normalise(pixels, mean, std)), BoxFormat()
 
     def save(self, folder: Path, model: nn.Module) -> None:
         masks = self.val.masks

@@ -1,7 +1,7 @@
 """The segmentation task: a Segmenter, images with masks, cross entropy, mIoU."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -114,16 +114,21 @@ class SegmentationTask:
         return self.options.encoder_lr_scale if name.startswith("encoder.") else 1.0
 
     def validate(self, model: nn.Module, world: World) -> dict[str, float]:
-        class_map = ClassMap(self._whole(model)).eval()
+        class_map = self.class_maps(model)
         prepare = Preprocess(self.options.size, crop="squash", interpolation="bilinear")
         matrix = ConfusionMatrix(len(self.val.classes))
         for index in world.share(len(self.val)):
             image = prepare(self.val.items[index][0])[None].to(world.device)
-            found = class_map(normalise(image, self.start.mean, self.start.std))[0].cpu()
+            found = class_map(image)[0].cpu()
             mask = self.val.mask(index)
             matrix.add(resize_nearest(found, mask.shape), mask)
         matrix.counts = world.sum(matrix.counts).cpu()
         return {"mIoU": matrix.miou(), "pixel_accuracy": matrix.pixel_accuracy()}
+
+    def class_maps(self, model: nn.Module) -> Callable[[Tensor], Tensor]:
+        """From pixels uint8 [1, 3, H, W] on the model's device to classes [1, H, W]."""
+        class_map = ClassMap(self._whole(model)).eval()
+        return lambda pixels: class_map(normalise(pixels, self.start.mean, self.start.std))
 
     def save(self, folder: Path, model: nn.Module) -> None:
         meta = SegmenterMeta(self.val.classes, self.start.mean, self.start.std, self.val.palette)

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from iqvit.commands import screen, training
+from iqvit.commands import screen, train_integers, training
 from iqvit.commands.options import Size, parse_size
 
 
@@ -60,20 +60,37 @@ def detection(
             help="Pixels, height x width, multiples of 32; the model's own if left out.",
         ),
     ] = None,
-    epochs: training.Epochs = 60,
+    epochs: Annotated[
+        int | None,
+        typer.Option("--epochs", min=1, show_default="60; 8 through integers"),
+    ] = None,
     batch: training.Batch = 8,
-    lr: training.LearningRate = 4e-4,
+    lr: Annotated[
+        float | None,
+        typer.Option(
+            "--lr", help="Largest learning rate.", show_default="4e-4; 2e-5 through integers"
+        ),
+    ] = None,
     backbone_lr_scale: Annotated[
         float, typer.Option("--backbone-lr-scale", help="Times --lr for the backbone.")
     ] = 0.25,
     weight_decay: training.WeightDecay = 1e-4,
     warmup: training.Warmup = None,
-    drop_path: training.DropPath = 0.0,
+    drop_path: Annotated[
+        float | None, typer.Option("--drop-path", help="Stochastic depth.", show_default="0")
+    ] = None,
     clip: training.Clip = 0.1,
     average: training.Average = 0.99,
     denoising: Annotated[
-        int, typer.Option("--denoising", metavar="N", min=0, help="Noisy queries of an image.")
-    ] = 100,
+        int | None,
+        typer.Option(
+            "--denoising",
+            metavar="N",
+            min=0,
+            help="Noisy queries of an image.",
+            show_default="100",
+        ),
+    ] = None,
     zoom: Annotated[
         float,
         typer.Option("--zoom", min=1.0, help="Place images in areas of up to so many times."),
@@ -92,6 +109,12 @@ def detection(
     cache: training.Cache = 4096,
     until: training.Until = None,
     resume: training.Resume = False,
+    through_integers: train_integers.Through = False,
+    calib: train_integers.Calib = None,
+    images: train_integers.Images = None,
+    recipe: train_integers.RecipeFile = None,
+    steps: train_integers.Steps = "followed",
+    ranges: train_integers.Ranges = "fixed",
 ) -> None:
     """Train an RT-DETR on images with boxes.
 
@@ -100,27 +123,50 @@ def detection(
       iqvit train detection --data cells/ --input-size 256x320 \\
           --model rtdetr:vit_tiny --weights vit_tiny.safetensors -o trained/
       iqvit train detection --data cells/ --from trained/ --sampling discrete -o discrete/
+      iqvit train detection --data cells/ --from trained/ --through-integers \\
+          --calib cells/train -o tuned/
 
     FOLDER gets config.json and model.safetensors of the epoch with the best mAP on val (use it as
     rtdetr:FOLDER), the same of the last one in last/, checkpoint.pt to go on from, history.json and
-    curves.png. Losses and noisy queries are those of transformers, which must be installed.
+    curves.png. Losses and noisy queries are those of transformers, which must be installed. With
+    --through-integers the forward pass is the integer program itself, and instead of the weights
+    there is model.iqv: the program that was scored.
     """
     training.require_output(output, resume)
     from iqvit.eval.coco_data import read_coco
     from iqvit.training.box_augment import BoxAugmentation
     from iqvit.training.detection import DetectionOptions, DetectionTask
+    from iqvit.training.detection_integers import IntegerDetectionTask, decoder_taps
     from iqvit.training.detection_model import continued_detector, fresh_detector
     from iqvit.training.trainer import Schedule
 
+    chosen = train_integers.asked(
+        through_integers,
+        start=start,
+        calib=calib,
+        images=images,
+        recipe=recipe,
+        steps=steps,
+        ranges=ranges,
+        unfit={
+            "--denoising": denoising,
+            "--drop-path": drop_path,
+            "--sampling": sampling,
+            "--queries": queries,
+            "--multi-scale": multi_scale or None,
+        },
+    )
     options = DetectionOptions(
         BoxAugmentation(zoom=zoom, vertical=vertical_flips),
-        denoising,
+        train_integers.either(denoising, 100, 0, chosen),
         backbone_lr_scale,
         multi_scale,
         cache << 20,
     )
-    rising = training.usual_warmup(warmup, epochs)
-    plan = Schedule(epochs, batch, lr, weight_decay, rising, clip, average, seed)
+    length = train_integers.either(epochs, 60, 8, chosen)
+    rate = train_integers.either(lr, 4e-4, 2e-5, chosen)
+    rising = training.usual_warmup(warmup, length)
+    plan = Schedule(length, batch, rate, weight_decay, rising, clip, average, seed)
     train, val = (
         read_coco(data, split, supercategories=supercategories, skip_bad=skip_bad)
         for split in (train_split, val_split)
@@ -132,7 +178,7 @@ def detection(
         "classes": len(train.classes),
         "sampling": sampling,
         "queries": queries,
-        "drop_path": drop_path,
+        "drop_path": drop_path or 0.0,
         "seed": seed,
     }
     begun = training.begin(
@@ -143,11 +189,18 @@ def detection(
         weights=weights,
         start=start,
     )
+    task = DetectionTask(begun, train, val, options)
+    if chosen is not None:
+        layers = begun.model.config.decoder_layers
+        taps = partial(decoder_taps, layers=layers)
+        known = {"labels": list(train.classes)}
+        made, told = train_integers.learner(chosen, "rtdetr", input_size, seed, known, taps)
+        task = IntegerDetectionTask(begun, train, val, options, made, told)
     training.run(
-        DetectionTask(begun, train, val, options),
+        task,
         plan,
         output,
-        spec="rtdetr",
+        spec="rtdetr" if chosen is None else None,
         notes=begun.notes,
         threads=threads,
         validate_every=validate_every,

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-HELP = "Train a float model; one sub-command for each task."
+HELP = "Train a float model, or its integers; one sub-command for each task."
 PROGRESS_SECONDS = 10
 INTERRUPTED = 130
 
@@ -93,7 +93,7 @@ def begin(
 def require_output(folder: Path, resume: bool) -> None:
     """IqvitError where a new run would write over an older one, or over a model."""
     require_folder(folder)
-    there = [n for n in ("checkpoint.pt", "config.json") if (folder / n).exists()]
+    there = [n for n in ("checkpoint.pt", "config.json", "model.iqv") if (folder / n).exists()]
     if there and not resume:
         raise IqvitError(
             f"{folder} already holds {' and '.join(there)}: go on with --resume, or give another "
@@ -106,7 +106,7 @@ def run(
     plan: "Schedule",
     output: Path,
     *,
-    spec: str,
+    spec: str | None,
     notes: Sequence[str],
     threads: int | None,
     validate_every: int,
@@ -116,7 +116,8 @@ def run(
 ) -> None:
     """Train `task` in the processes that torchrun started, or in this one, and tell how it goes.
 
-    spec: the source of models that reads `output`, "segmenter", "rtdetr" or "multitask".
+    spec: the source of models that reads `output`, "segmenter", "rtdetr" or "multitask"; None where
+    it gets an integer program.
     """
     import torch
 
@@ -141,7 +142,8 @@ def run(
     if world.leads:
         scores = [row[task.metric] for row in history if task.metric in row]
         best = {f"best_{task.metric}": max(scores)} if scores else {}
-        screen.facts({"model": f"{spec}:{output}", "epochs": len(history), **best})
+        made = str(output / "model.iqv") if spec is None else f"{spec}:{output}"
+        screen.facts({"model": made, "epochs": len(history), **best})
 
 
 class Teller:

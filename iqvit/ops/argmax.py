@@ -37,7 +37,7 @@ class Argmax(Op):
         shape = [1] * x.ndim
         shape[self.axis] = size
         # One key orders by value, then by lowest index, so the result is unique.
-        key = x * size + (size - 1 - torch.arange(size).reshape(shape))
+        key = x * size + (size - 1 - torch.arange(size, device=x.device).reshape(shape))
         return key.argmax(self.axis, keepdim=bool(self.keepdim)).to(TORCH_DTYPES[self.dtype])
 
     def lower(self, bb: Any, args: list[Any], types: list[IntType], out: IntType) -> Any:

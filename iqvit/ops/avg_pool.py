@@ -102,7 +102,9 @@ class AvgPool(Op):
         (kh, kw), (ph, pw) = self.kernel, self.padding
         centred = functional.pad(x.to(torch.int64) - self.zero_in, (pw, pw, ph, ph))
         windows = centred.unfold(2, kh, self.stride[0]).unfold(3, kw, self.stride[1])
-        rows, columns = (torch.tensor(self.inside(tuple(x.shape), axis)) for axis in (0, 1))
+        rows, columns = (
+            torch.tensor(self.inside(tuple(x.shape), axis), device=x.device) for axis in (0, 1)
+        )
         count = torch.full_like(rows[:, None] * columns, kh * kw)
         if not self.count_include_pad:
             count = rows[:, None] * columns

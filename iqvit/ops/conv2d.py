@@ -88,7 +88,8 @@ class Conv2d(Op):
     def run(self, *args: torch.Tensor) -> torch.Tensor:
         x, weight, bias, multiplier = args
         batch, channels = x.shape[:2]
-        pads = torch.tensor(self.pad_values, dtype=torch.float32).expand(channels)[:, None, None]
+        pads = torch.tensor(self.pad_values, dtype=torch.float32, device=x.device)
+        pads = pads.expand(channels)[:, None, None]
         ph, pw = self.padding
         centred = functional.pad(x.to(torch.float32) - pads, (pw, pw, ph, ph)) + pads
         kernel = weight.shape[2:]

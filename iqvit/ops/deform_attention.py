@@ -195,7 +195,9 @@ class DeformAttention(Op):
         value, boxes, offsets, logits = (x.to(torch.int64) for x in args)
         queries, count = boxes.shape[1], self.samples_a_head
         heads = logits.shape[-1] // count
-        width, height, first, *factors = torch.from_numpy(self.geometry()).unbind(1)
+        width, height, first, *factors = (
+            torch.from_numpy(self.geometry()).to(value.device).unbind(1)
+        )
         before, after = centre(self.mode, self.fraction, self.place_shift)
         moved = offsets.reshape(queries, heads, count, 2)
         x, y = (
@@ -214,11 +216,11 @@ class DeformAttention(Op):
         p = self.exp.run(rows.amax(-1, keepdim=True) - rows, self.full)
         reciprocal = self.numerator // p.sum(-1, keepdim=True)
         by_head = value.reshape(value.shape[1], heads, -1)
-        each = torch.arange(heads)[:, None]
-        acc = torch.zeros(queries, heads, by_head.shape[-1], dtype=torch.int64)
+        each = torch.arange(heads, device=value.device)[:, None]
+        acc = torch.zeros((), dtype=torch.int64, device=value.device)
         for cell, weight in cell_taps(TorchLib, self.mode, self.fraction, x, y, width, height):
             share = requantise(p, weight, 2 * self.fraction)
-            acc += (by_head[first + cell, each] * share[..., None]).sum(2)
+            acc = acc + (by_head[first + cell, each] * share[..., None]).sum(2)
         out = requantise(acc * reciprocal + self.offset_out, 1, self.shift)
         return saturate(out.reshape(1, queries, -1), self.dtype, self.lo, self.hi)
 

@@ -115,7 +115,7 @@ class GridSample(Op):
         x, grid = (t.to(torch.int64) for t in args)
         height, width = x.shape[-2:]
         before, after = centre(self.mode, self.fraction, self.place_shift)
-        scale, base = (torch.tensor(v) for v in (self.scale, self.base))
+        scale, base = (torch.tensor(v, device=x.device) for v in (self.scale, self.base))
         places = ((grid * scale + base + before) >> self.place_shift) + after
         flat = (x - self.zero).flatten(2)
         px, py = places[0, ..., 0], places[0, ..., 1]

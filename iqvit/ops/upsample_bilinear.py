@@ -84,7 +84,9 @@ class UpsampleBilinear(Op):
     def run(self, *args: torch.Tensor) -> torch.Tensor:
         x = args[0].to(torch.int32)  # every sum lies in int32 by proof
         for axis, tap in zip((-2, -1), self.taps(tuple(x.shape)), strict=True):
-            low, high, weight = (torch.from_numpy(v) for v in (tap.low, tap.high, tap.weight))
+            low, high, weight = (
+                torch.from_numpy(v).to(x.device) for v in (tap.low, tap.high, tap.weight)
+            )
             weight = weight.to(torch.int32)
             if axis == -2:
                 weight = weight[:, None]

@@ -29,8 +29,8 @@ class UpsampleNearest(Op):
 
     def run(self, *args: torch.Tensor) -> torch.Tensor:
         (x,) = args
-        rows = torch.arange(self.height) * x.shape[-2] // self.height
-        columns = torch.arange(self.width) * x.shape[-1] // self.width
+        rows = torch.arange(self.height, device=x.device) * x.shape[-2] // self.height
+        columns = torch.arange(self.width, device=x.device) * x.shape[-1] // self.width
         return x[..., rows[:, None], columns]
 
     def lower(self, bb: Any, args: list[Any], types: list[IntType], out: IntType) -> Any:

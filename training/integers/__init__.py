@@ -1,0 +1,1 @@
+"""Parts of quantisation-aware training; `iqvit.training.through_integers` puts them together."""

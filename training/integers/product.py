@@ -1,0 +1,95 @@
+"""The weights of a linear or convolution while they learn: real ones, rounded anew every step."""
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from iqvit.calibrated import Weight
+from iqvit.training.integers.straight import bounded, learned_factor, straight, within
+
+ROOM = 0.49
+"""How far a weight is from its integer at most when training starts, in steps."""
+
+
+class Product(nn.Module):
+    """`forward()` gives the rounded weight as reals, whose gradient is that of the real weight.
+
+    It starts with the integers that calibration chose: the real weight is the given one, moved
+    where it must be to the nearest value that rounds to them. One step size an output channel, or
+    one for all (`shared`); where it is not `learned` it follows the channel's largest weight.
+
+    weight: float32 `[N, ...]`. rounded: calibration's integers, scales and corrected bias. columns:
+    the scale of the input for each column, broadcasting over the weight.
+    """
+
+    scale: Tensor
+    columns: Tensor
+    largest: Tensor
+
+    def __init__(
+        self,
+        weight: Tensor,
+        rounded: Weight,
+        columns: Tensor,
+        bits: int,
+        *,
+        shared: bool,
+        learned: bool,
+    ) -> None:
+        super().__init__()
+        self.most, self.shared = 2 ** (bits - 1) - 1, shared
+        scale = torch.from_numpy(rounded.scale.copy())
+        self.register_buffer("scale", scale)
+        self.register_buffer("columns", columns.to(torch.float64).clone())
+        codes = torch.from_numpy(rounded.q.copy()).to(torch.float64)
+        steps = self._spread(scale) / self.columns
+        placed = torch.clamp(weight.double() / steps, codes - ROOM, codes + ROOM) * steps
+        self.weight = nn.Parameter(placed.to(torch.float32))
+        self.bias = nn.Parameter(torch.from_numpy(rounded.bias.copy()).to(torch.float32))
+        with torch.no_grad():
+            largest = self._largest()
+        filler = scale * self.most
+        self.register_buffer("largest", torch.where(largest > 0, largest, filler))
+        self.moved = nn.Parameter(torch.zeros(1 if shared else len(scale))) if learned else None
+
+    def forward(self) -> Tensor:
+        """The weight that the integers stand for, float32 `[N, ...]`."""
+        with torch.no_grad():
+            steps = self._spread(self._scale()) / self.columns
+            value = (self._codes() * steps).to(torch.float32)
+            bound = self.most * steps
+            inside = within(self.weight, -bound, bound, steps)
+        if self.moved is None:
+            return straight(self.weight, value)
+        factor = self._spread(learned_factor(self.moved))
+        return straight(self.weight, value, inside, factor, self.most)
+
+    @torch.no_grad()
+    def rounded(self, input_factor: float) -> Weight:
+        """What conversion reads; the input's scale is `input_factor` times the calibrated one."""
+        return Weight(
+            self._codes().to(torch.int8).cpu().numpy(),
+            (self._scale() * input_factor).cpu().numpy(),
+            self.bias.double().cpu().numpy().astype(np.float64),
+        )
+
+    def _codes(self) -> Tensor:
+        """Rounded half up, float64 `[N, ...]`."""
+        u = self.weight.double() * self.columns / self._spread(self._scale())
+        return torch.floor(u + 0.5).clamp(-self.most, self.most)
+
+    def _scale(self) -> Tensor:
+        """The present scale, float64 `[N]`; exactly the calibrated one at the start."""
+        if self.moved is not None:
+            return self.scale * bounded(learned_factor(self.moved)).double()
+        largest = self._largest()
+        return self.scale * torch.where(largest > 0, largest / self.largest, 1.0)
+
+    def _largest(self) -> Tensor:
+        """The largest weight of each channel in units of its columns, float64 `[N]`."""
+        largest = (self.weight.double() * self.columns).abs().flatten(1).amax(1)
+        return largest.max().expand_as(largest) if self.shared else largest
+
+    def _spread(self, vector: Tensor) -> Tensor:
+        """`[N]` over the weight's axes."""
+        return vector.reshape(-1, *[1] * (self.columns.ndim - 1))
