@@ -8,7 +8,6 @@ import contextlib
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 from iqvit.errors import DataError
@@ -137,7 +136,7 @@ class DetectionJob:
         self.items = spread(dataset.items, limit)
         self.images = len(self.items)
 
-    @cached_property
+    @property
     def facts(self) -> dict[str, Any]:
         return {
             "task": "detection",

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -60,7 +59,7 @@ class ClassificationJob:
         self.preprocess, self.settings = preprocess, settings
         self.images, self.unit = len(self.items), batch
 
-    @cached_property
+    @property
     def facts(self) -> dict[str, Any]:
         return {
             "task": "classification",

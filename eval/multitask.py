@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 from torch import Tensor
@@ -69,7 +68,7 @@ class MultitaskJob:
                 reference_numbers=reference_numbers,
             )
 
-    @cached_property
+    @property
     def facts(self) -> dict[str, Any]:
         found: dict[str, Any] = {
             "task": "multitask",

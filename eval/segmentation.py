@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -191,7 +190,7 @@ class SegmentationJob:
         self.chosen = spread(range(len(dataset)), limit)
         self.images = len(self.chosen)
 
-    @cached_property
+    @property
     def facts(self) -> dict[str, Any]:
         return {"task": "segmentation", **mask_facts(self.dataset, self.chosen)}
 

@@ -171,7 +171,7 @@ class Frame:
 
     def _read_key(self, node: fx.Node) -> str:
         """The form in which the weights of a product see its input."""
-        source, base = node.args[0].name, self.calibrated  # type: ignore[union-attr]
+        source, base = node.all_input_nodes[0].name, self.calibrated
         narrow = source in base.narrow and node.name not in base.rows
         return self.form_of[f"{source}_narrow" if narrow else source]
 

@@ -85,7 +85,7 @@ class RealPass:
         args = fx.map_arg(node.args, operand)
         if node.name in self.weights:
             args = (args[0], *self.weights[node.name], *args[3:])
-        real = self._attention(node, *args) if operator == "attention" else _call(node, args)
+        real = self._attention(node, args) if operator == "attention" else _call(node, args)
         return real if operator in MOVES else self._rounded(real, made, node.name)
 
     def _rounded(self, real: Tensor, made: Node, name: str) -> Tensor:
@@ -120,8 +120,9 @@ class RealPass:
         scale, zero_point = _on(_qparams(source), steps)
         return (steps + (op.offset if op.one_sided else 0) - zero_point) * scale
 
-    def _attention(self, node: fx.Node, q: Tensor, k: Tensor, v: Tensor, factor: float) -> Tensor:
+    def _attention(self, node: fx.Node, args: Any) -> Tensor:
         """Attention, by way of the program's own logits and probabilities where they are nodes."""
+        q, k, v, factor = args
         nodes = self.program.graph
         logits = q @ k.transpose(-1, -2) * factor
         probabilities = f"{node.name}_softmax"
