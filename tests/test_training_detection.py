@@ -276,9 +276,9 @@ def test_the_program_gives_what_the_losses_read(rectangles, tmp_path, config):
     for name in ("logits", "boxes", "selected_logits", "selected_boxes"):
         ours, wanted = getattr(found, name), getattr(exact, name)
         assert ours.shape == wanted.shape
-        # Queries stand in another order where their scores are close.
+        # Queries stand in another order where their scores are close, and a few are others.
         ours, wanted = (x.detach().flatten(0, -3).sort(-2).values for x in (ours, wanted))
-        assert float((ours - wanted).square().mean() / wanted.square().mean()) < 0.01, name
+        assert float((ours - wanted).square().mean() / wanted.square().mean()) < 0.03, name
     loss = task.loss(task.model.train(), (pixels, [task_objects(task, i) for i in range(3)]))
     loss.backward()
     assert [n for n, p in task.model.named_parameters() if p.grad is None] == []
@@ -340,7 +340,8 @@ def test_options_of_float_training_alone(rectangles, trained, tmp_path, capsys, 
 def test_another_model_has_no_taps():
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 4, 4))
     with pytest.raises(ModelError, match="it is no RT-DETR"):
-        decoder_taps(iqvit.canonicalize(iqvit.capture(model, (1, 3, 16, 16))), 2)
+        captured = iqvit.capture(model, (1, 3, 16, 16), mean=[0.5] * 3, std=[0.5] * 3)
+        decoder_taps(iqvit.canonicalize(captured), 2)
 
 
 # The command
