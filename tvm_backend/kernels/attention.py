@@ -5,6 +5,7 @@ import numpy as np
 from iqvit.intgraph import IntGraph
 from iqvit.inttype import IntType
 from iqvit.ops.attention import Attention
+from iqvit.ops.exp2 import full_scale
 from iqvit.tvm_backend.fuse import Group
 from iqvit.tvm_backend.kernels.attention_kernel import Place, Problem, attention_kernel
 from iqvit.tvm_backend.kernels.call import As, Call
@@ -36,6 +37,7 @@ def attention(graph: IntGraph, group: Group, isa: Isa) -> Call | None:
     places = [Place(roots.index(w.root), w.offset, w.strides[1], w.strides[2]) for w in views]
     shapes = tuple(_rows(graph[root].type) for root in roots)
     half = op.offset + ((1 << op.shift) >> 1)
+    peak = max(-v.lo, v.hi) * full_scale(op.bits) * k.shape[2]
     ends = tuple((end * op.numerator + half) >> op.shift for end in (min(v.lo, 0), max(v.hi, 0)))
     problem = Problem(
         op.bits,
@@ -54,9 +56,11 @@ def attention(graph: IntGraph, group: Group, isa: Isa) -> Call | None:
         places[2],
         Place(0, 0, strides[1], strides[2]),
         fits32(*ends),
+        upper=_fits_upper_halves(op.shift, half, peak, ends),
     )
     exp = op.exp
-    scalars = (exp.pre, exp.cap, exp.multiplier, exp.shift, op.numerator, half, op.shift)
+    end = _of_upper_halves(op.shift, half) if problem.upper else (half, op.shift)
+    scalars = (exp.pre, exp.cap, exp.multiplier, exp.shift, op.numerator, *end)
     return Call(
         "attention",
         problem,
@@ -68,6 +72,23 @@ def attention(graph: IntGraph, group: Group, isa: Isa) -> Call | None:
         problem.out_shape,
         op.dtype,
     )
+
+
+def _of_upper_halves(shift: int, offset: int) -> tuple[int, int]:
+    """The offset of upper halves, and by how much accumulators are raised for them:
+    `(a*r + offset) >> shift == (((a << t)*r >> 32) + (offset << t >> 32)) >> 1`, `t = 33 - shift`,
+    if the raised offset has no bits below 2**32."""
+    raised = 33 - shift
+    return (offset << raised) >> 32, raised
+
+
+def _fits_upper_halves(shift: int, offset: int, peak: int, ends: tuple[int, int]) -> bool:
+    """Whether that holds, in int32, for accumulators up to `peak` and these results."""
+    if shift > 33 or (offset << (33 - shift)) % 2**32:
+        return False
+    added, raised = _of_upper_halves(shift, offset)
+    most = 2 * max(map(abs, ends)) + 1 + abs(added)
+    return peak << raised < 2**31 and most < 2**31
 
 
 def _rows(kind: IntType) -> tuple[int, int]:

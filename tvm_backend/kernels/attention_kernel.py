@@ -15,18 +15,21 @@ from iqvit.ops.exp2 import full_scale
 from iqvit.tvm_backend.kernels.exponential import Exp2Scalars, emit_exp2_packed
 from iqvit.tvm_backend.kernels.instructions import dot
 from iqvit.tvm_backend.kernels.integers import (
-    Wide,
     as_int32,
+    filled,
     keep,
     limited,
     quotient,
     total,
-    widen,
+    transposed,
+    uniform_products,
+    upper_halves,
 )
 from iqvit.tvm_backend.kernels.isa import Isa
 from iqvit.tvm_backend.kernels.script import Buffer, Expr, IRBuilder, PrimFunc, T
 from iqvit.tvm_backend.kernels.vector import (
     bits_of,
+    clamp,
     function_attributes,
     pieces,
     span,
@@ -80,6 +83,9 @@ class Problem:
     out: Place
     fits: bool
     """Whether the result fits int32 before it saturates."""
+    upper: bool
+    """Whether the offset and the shift are those of upper halves: `(high + offset) >> 1` of the
+    products of accumulators that are raised by the shift."""
 
 
 @dataclass(frozen=True)
@@ -252,7 +258,7 @@ def _emit_block(
     if left:
         _emit_scores(kernel, (whole * kernel.block, left), packed, keys, fold, scores, top)
     weights, sums = _emit_weights(kernel, scores, top)
-    inverse = widen(sums).map(lambda part: quotient(kernel.scalar("numerator"), part))
+    inverse = keep(quotient(kernel.scalar("numerator"), sums))
     results = T.alloc_buffer((problem.width // _per_lane(problem), lanes), "int32", scope="global")
     for offset in range(0, problem.width, kernel.block):
         count = min(kernel.block, problem.width - offset)
@@ -265,18 +271,26 @@ def _emit_queries(kernel: _Kernel, head: Expr, query: Expr) -> Buffer:
     """The queries of the lanes as groups along depth: int32 `[depth / group, lanes]`."""
     problem, isa, lanes = kernel.problem, kernel.isa, kernel.lanes
     source = kernel.inputs[problem.q.parameter]
-    packed = T.alloc_buffer((problem.depth // isa.group, lanes), "int32", scope="global")
-    with T.serial(lanes) as i:
-        # Lanes past the last query repeat it; their results are not stored.
-        token = T.Bind(T.min(query + i, problem.queries - 1))
-        start = T.Bind(problem.q.at(head, token))
-        with T.serial(problem.depth // isa.group) as g:
-            value = source[span(start + g * isa.group, isa.group)]
-            T.buffer_store(packed, _operand(kernel, value), [g, i])
-    if not kernel.signed:
-        with T.serial(problem.depth // isa.group) as g:
-            flipped = packed[g, span(0, lanes)] ^ splat(T.int32(-0x7F7F7F80), "int32", lanes)
-            T.buffer_store(packed, flipped, [g, span(0, lanes)])
+    groups = problem.depth // isa.group
+    packed = T.alloc_buffer((groups, lanes), "int32", scope="global")
+    # Lanes past the last query repeat it; their results are not stored.
+    tokens = [T.Bind(T.min(query + i, problem.queries - 1)) for i in range(lanes)]
+    starts = [T.Bind(problem.q.at(head, token)) for token in tokens]
+    for first in range(0, groups, lanes):
+        count = min(lanes, groups - first)
+        rows = []
+        for start in starts:
+            parts = [
+                _operand(kernel, source[span(start + (first + at) * isa.group, wide * isa.group)])
+                for at, wide in pieces(count, lanes)
+            ]
+            rows.append(filled(parts, lanes))
+        columns = transposed(rows)[:count]
+        if not kernel.signed:
+            flip = splat(T.int32(-0x7F7F7F80), "int32", lanes)
+            columns = [column ^ flip for column in columns]
+        for g, column in enumerate(columns):
+            T.buffer_store(packed, column, [first + g, span(0, lanes)])
     return packed
 
 
@@ -368,30 +382,50 @@ def _per_lane(problem: Problem) -> int:
 
 
 def _emit_results(
-    kernel: _Kernel, offset: int, count: int, acc: Buffer, inverse: Wide, results: Buffer
+    kernel: _Kernel, offset: int, count: int, acc: Buffer, inverse: Expr, results: Buffer
 ) -> None:
     """Normalise, requantise and pack the results of some columns, neighbours in one int32."""
     problem, lanes = kernel.problem, kernel.lanes
     lane = span(0, lanes)
-    together = _per_lane(kernel.problem)
+    together = _per_lane(problem)
     bits = 32 // together
     for start in range(0, count, together):
         packed = splat(0, "int32", lanes)
         for member in range(together):
-            product = widen(acc[start + member, lane]) * inverse + kernel.scalar("offset")
-            shifted = product >> kernel.scalar("shift")
-            value = limited(shifted, problem.lo, problem.hi, problem.fits)
+            value = _result(kernel, keep(acc[start + member, lane]), inverse)
             if bits < 32:
                 value = value & splat((1 << bits) - 1, "int32", lanes)
             packed = packed | (value << splat(member * bits, "int32", lanes))
         T.buffer_store(results, packed, [(offset + start) // together, lane])
 
 
-def _emit_out(kernel: _Kernel, head: Expr, query: Expr, results: Buffer) -> None:
+def _result(kernel: _Kernel, acc: Expr, inverse: Expr) -> Expr:
+    """`clamp((acc * inverse + offset) >> shift)` as int32 lanes."""
     problem = kernel.problem
+    if not problem.upper:
+        product = uniform_products(acc, inverse) + kernel.scalar("offset")
+        return limited(product >> kernel.scalar("shift"), problem.lo, problem.hi, problem.fits)
+    raised = acc << splat(T.Cast("int32", kernel.scalar("shift")), "int32", kernel.lanes)
+    high = upper_halves(uniform_products(raised, inverse))
+    rounded = high + splat(T.Cast("int32", kernel.scalar("offset")), "int32", kernel.lanes)
+    return clamp(rounded >> splat(1, "int32", kernel.lanes), problem.lo, problem.hi)
+
+
+def _emit_out(kernel: _Kernel, head: Expr, query: Expr, results: Buffer) -> None:
+    problem, lanes = kernel.problem, kernel.lanes
     together = _per_lane(problem)
-    with T.serial(T.min(kernel.lanes, problem.queries - query)) as i:
-        start = T.Bind(problem.out.at(head, query + i))
-        with T.serial(problem.width // together) as g:
-            value = T.reinterpret(typed(problem.dtype, together), results[g, i])
-            T.buffer_store(kernel.out, value, [span(start + g * together, together)])
+    groups = problem.width // together
+    zero = splat(0, "int32", lanes)
+    for first in range(0, groups, lanes):
+        count = min(lanes, groups - first)
+        columns = [results[first + g, span(0, lanes)] for g in range(count)]
+        rows = [keep(row) for row in transposed([*columns, *[zero] * (lanes - count)])]
+        for i, row in enumerate(rows):
+            start = problem.out.at(head, query + i) + first * together
+            with T.If(query + i < problem.queries), T.Then():
+                for at, wide in pieces(count, lanes):
+                    value = T.Shuffle([row], list(range(at, at + wide)))
+                    value = T.reinterpret(typed(problem.dtype, wide * together), value)
+                    T.buffer_store(
+                        kernel.out, value, [span(start + at * together, wide * together)]
+                    )

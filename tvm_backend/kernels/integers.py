@@ -1,7 +1,7 @@
 """Integer arithmetic on whole vectors that the kernels share: 64-bit products of 32-bit lanes,
 exact quotients and roots without division, table look-ups. All build TIR; none computes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from iqvit.inttype import LIMITS
@@ -64,6 +64,39 @@ def widen(value: Expr) -> Wide:
     pairs = T.reinterpret(typed("int64", lanes // 2), value)
     shift = splat(32, "int64", lanes // 2)
     return Wide(((pairs << shift) >> shift, pairs >> shift))
+
+
+def products(values: Expr, factors: Sequence[Expr]) -> Wide:
+    """int32 lanes times the factors: all in order, those of the even and those of the odd lanes,
+    each in even lanes, as the 32 x 32 -> 64 bit multiply of x86 reads them."""
+    natural, even, odd = factors
+    lanes = lanes_of(values)
+    if lanes == HALVES:
+        return widen(values) * widen(natural)
+    duplicated = T.Shuffle([values], [i | 1 for i in range(lanes)])
+    return Wide((_multiply_even(values, even), _multiply_even(duplicated, odd)))
+
+
+def uniform_products(values: Expr, factors: Expr) -> Wide:
+    """int32 lanes times factors that many vectors share.
+
+    What stays the same is moved out of blocks, and with it what tells LLVM that factors have 32
+    bits; it then multiplies 64 by 64, three times as long. So the odd lanes, which no one
+    reads, are those of the values.
+    """
+    lanes = lanes_of(values)
+    values = keep(values)
+    mixed = [i + (lanes if i % 2 else 0) for i in range(lanes)]
+    odd = T.Shuffle([factors], [i | 1 for i in range(lanes)])
+    return products(values, [factors, *(T.Shuffle([f, values], mixed) for f in (factors, odd))])
+
+
+def _multiply_even(a: Expr, b: Expr) -> Expr:
+    # Sign-extending the low halves in place is what LLVM matches to one vpmuldq.
+    wide = lanes_of(a) // 2
+    shift = splat(32, "int64", wide)
+    a, b = (T.reinterpret(typed("int64", wide), x) for x in (a, b))
+    return ((a << shift) >> shift) * ((b << shift) >> shift)
 
 
 def wide_order(lanes: int) -> list[int]:
@@ -164,24 +197,32 @@ def keep(value: Expr) -> Expr:
 
 
 def quotient(numerator: Expr, denominator: Expr) -> Expr:
-    """`numerator // denominator`, an int64 by positive int64 lanes below 2**31, for a quotient
-    below 2**31.
+    """`numerator // denominator`, an int64 in 0..2**62-1 by positive int32 lanes, for quotients
+    below 2**31; int32.
 
     Restoring division, a bit a step: for a long vector it is faster than a division a lane.
     """
     lanes = lanes_of(denominator)
-    if lanes == HALVES // 2:  # ARM, whose divider is fast and has no vectors
-        return T.truncdiv(splat(numerator, "int64", lanes), denominator)
+    if lanes <= HALVES:  # few, or ARM, whose divider is fast and has no vectors
+        divisor = T.Cast(typed("int64", lanes), denominator)
+        result = T.truncdiv(splat(numerator, "int64", lanes), divisor)
+        return T.Cast(typed("int32", lanes), result)
     lane = span(0, lanes)
     divisor = keep(denominator)
-    rest = T.alloc_buffer((lanes,), "int64", scope="global")
-    result = T.alloc_buffer((lanes,), "int64", scope="global")
-    T.buffer_store(rest, splat(numerator, "int64", lanes), [lane])
-    T.buffer_store(result, splat(0, "int64", lanes), [lane])
+    rest = T.alloc_buffer((lanes,), "int32", scope="global")
+    result = T.alloc_buffer((lanes,), "int32", scope="global")
+    first = T.Cast("int32", numerator >> T.int64(QUOTIENT_BITS))
+    T.buffer_store(rest, splat(first, "int32", lanes), [lane])
+    T.buffer_store(result, splat(0, "int32", lanes), [lane])
     with T.serial(QUOTIENT_BITS) as step:
-        bit = splat(T.Cast("int64", QUOTIENT_BITS - 1 - step), "int64", lanes)
-        digit = _subtract_if_fits(rest, divisor << bit, splat(1, "int64", lanes) << bit)
-        T.buffer_store(result, result[lane] + digit, [lane])
+        bit = (numerator >> T.Cast("int64", QUOTIENT_BITS - 1 - step)) & T.int64(1)
+        bit = splat(T.Cast("int32", bit), "int32", lanes)
+        # 2 * rest + bit - divisor, whose parts never leave int32 in this order.
+        left = keep((rest[lane] - divisor) + (rest[lane] + bit))
+        below = keep(left >> splat(31, "int32", lanes))  # all ones where it does not fit
+        T.buffer_store(rest, left + (divisor & below), [lane])
+        digit = below + splat(1, "int32", lanes)
+        T.buffer_store(result, result[lane] + result[lane] + digit, [lane])
     return result[lane]
 
 
@@ -251,6 +292,24 @@ def joined(parts: list[Expr]) -> Expr:
     return T.Shuffle(parts, list(range(sum(map(lanes_of, parts)))))
 
 
+def filled(parts: list[Expr], lanes: int) -> Expr:
+    """The parts as one vector of `lanes`, the rest of it 0; their lanes are powers of two, widest
+    first."""
+    value = parts[-1]
+    for part in reversed(parts[:-1]):
+        value = _lengthened(value, lanes_of(part))
+        value = T.Shuffle([part, value], list(range(2 * lanes_of(part))))
+    return _lengthened(value, lanes)
+
+
+def _lengthened(value: Expr, lanes: int) -> Expr:
+    dtype = element_of(value)
+    while lanes_of(value) < lanes:
+        here = lanes_of(value)
+        value = T.Shuffle([value, splat(0, dtype, here)], list(range(2 * here)))
+    return value
+
+
 def as_int32(value: Expr) -> Expr:
     """The vector with int32 lanes."""
     if element_of(value) == "int32":
@@ -261,3 +320,20 @@ def as_int32(value: Expr) -> Expr:
 def as_type(value: Expr, dtype: str) -> Expr:
     """The vector with lanes of `dtype`, whose range its values keep."""
     return value if element_of(value) == dtype else T.Cast(typed(dtype, lanes_of(value)), value)
+
+
+def transposed(rows: list[Expr]) -> list[Expr]:
+    """The columns of a square of rows, as many vectors as they have lanes, a power of two."""
+    count = len(rows)
+    step = count // 2
+    while step:
+        upper = [bool(k & step) for k in range(count)]
+        left = [count + k - step if up else k for k, up in enumerate(upper)]
+        right = [count + k if up else k + step for k, up in enumerate(upper)]
+        rows = [keep(row) for row in rows]
+        for i in range(count):
+            if not i & step:
+                pair = [rows[i], rows[i + step]]
+                rows[i], rows[i + step] = T.Shuffle(pair, left), T.Shuffle(pair, right)
+        step //= 2
+    return rows

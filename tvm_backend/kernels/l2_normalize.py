@@ -22,7 +22,7 @@ from iqvit.tvm_backend.kernels.integers import (
 from iqvit.tvm_backend.kernels.isa import Isa
 from iqvit.tvm_backend.kernels.layernorm import long_sums, short_sums
 from iqvit.tvm_backend.kernels.script import Buffer, Expr, IRBuilder, PrimFunc, T
-from iqvit.tvm_backend.kernels.vector import function_attributes, pieces, span, splat
+from iqvit.tvm_backend.kernels.vector import function_attributes, pieces, span, splat, typed
 
 SCALARS = ("least", "numerator", "fraction", "zero_point")
 """What the function is given as int64, so that all nodes of a shape share it."""
@@ -90,8 +90,9 @@ def l2_kernel(name: str, form: Form, isa: Isa) -> PrimFunc:
             least = splat(scalar["least"], "int64", lanes)
             T.buffer_store(squares, T.max(squares[all_rows], least), [all_rows])
             _emit_octaves(squares, shifts, lanes)
-            root = square_root(squares[all_rows])
-            T.buffer_store(squares, quotient(scalar["numerator"], root), [all_rows])
+            root = T.Cast(typed("int32", lanes), square_root(squares[all_rows]))
+            inverse = T.Cast(typed("int64", lanes), quotient(scalar["numerator"], root))
+            T.buffer_store(squares, inverse, [all_rows])
             with T.serial(here) as r:
                 factors = (squares[r], shifts[r], scalar["zero_point"])
                 _emit_scaled(x, out, first + r, factors, form, isa)

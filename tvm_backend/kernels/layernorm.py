@@ -157,8 +157,9 @@ def _emit_rows(kernel: _Kernel, first: Expr, here: Expr | int) -> None:
     with T.serial(here) as r:
         _emit_sums(kernel, first + r, r, sums, spreads)
     scaled = keep(spreads[span(0, lanes)] << splat(kernel.scalar("scale"), "int64", lanes))
-    inverse = quotient(kernel.scalar("one"), square_root(scaled))
-    T.buffer_store(spreads, inverse, [span(0, lanes)])
+    root = T.Cast(typed("int32", lanes), square_root(scaled))
+    inverse = quotient(kernel.scalar("one"), root)
+    T.buffer_store(spreads, T.Cast(typed("int64", lanes), inverse), [span(0, lanes)])
     with T.serial(here) as r:
         _emit_row(kernel, first + r, sums[r], spreads[r])
 

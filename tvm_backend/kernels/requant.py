@@ -6,10 +6,10 @@ import numpy as np
 
 from iqvit.errors import GraphError
 from iqvit.tvm_backend.kernels.instructions import pack
-from iqvit.tvm_backend.kernels.integers import Wide, upper_halves, widen
+from iqvit.tvm_backend.kernels.integers import products, upper_halves
 from iqvit.tvm_backend.kernels.isa import Isa
 from iqvit.tvm_backend.kernels.script import Expr, T
-from iqvit.tvm_backend.kernels.vector import HALVES, clamp, lanes_of, limits, splat, typed
+from iqvit.tvm_backend.kernels.vector import clamp, lanes_of, limits, splat, typed
 
 RESULTS = ("int8", "uint8", "int16", "int32")
 
@@ -102,13 +102,7 @@ def high_half(acc: Expr, mult: list[Expr], scalars: Scalars) -> Expr:
     `mult` are int32 vectors with the multipliers: all in order, those of the even and those of the
     odd lanes, each in even lanes, as the 32 x 32 -> 64 bit multiply of x86 reads them.
     """
-    natural, even, odd = mult
-    lanes = lanes_of(acc)
-    if lanes == HALVES:
-        return _rounded(upper_halves(widen(acc) * widen(natural)), scalars, lanes)
-    duplicated = T.Shuffle([acc], [i | 1 for i in range(lanes)])
-    products = Wide((_multiply_even(acc, even), _multiply_even(duplicated, odd)))
-    return _rounded(upper_halves(products), scalars, lanes)
+    return _rounded(upper_halves(products(acc, mult)), scalars, lanes_of(acc))
 
 
 def _rounded(high: Expr, scalars: Scalars, lanes: int) -> Expr:
@@ -118,21 +112,6 @@ def _rounded(high: Expr, scalars: Scalars, lanes: int) -> Expr:
 
 def _int32(number: Expr | int) -> Expr | int:
     return number if isinstance(number, int) else T.Cast("int32", number)
-
-
-def typed_reinterpret(dtype: str, value: Expr) -> Expr:
-    """The same bits as lanes of `dtype`."""
-    total = value.ty.dtype.bits * lanes_of(value)
-    return T.reinterpret(typed(dtype, total // int(dtype.lstrip("uint"))), value)
-
-
-def _multiply_even(a: Expr, b: Expr) -> Expr:
-    # Sign-extending the low halves in place is what LLVM matches to one vpmuldq.
-    wide = lanes_of(a) // 2
-    shift = splat(32, "int64", wide)
-    low_a = (typed_reinterpret("int64", a) << shift) >> shift
-    low_b = (typed_reinterpret("int64", b) << shift) >> shift
-    return low_a * low_b
 
 
 def narrow(values: list[Expr], requant: Requant, isa: Isa) -> list[Expr]:
