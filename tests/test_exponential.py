@@ -1,5 +1,7 @@
 """The exponential of attention in 16-bit lanes gives the integers of its definition."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -39,15 +41,27 @@ def kernel(exp):
 
 
 def test_only_registers_of_16_lanes_are_shifted_word_by_word():
-    assert [name for name, isa in ISAS.items() if takes_words(isa)] == ["avx512-vnni"]
+    exp = Exp2.of(0.01)
+    assert [name for name, isa in ISAS.items() if takes_words(exp, isa)] == ["avx512-vnni"]
+    for shift, fits in ((1, False), (2, True), (16, True), (17, False)):
+        assert takes_words(replace(exp, shift=shift), ISAS["avx512-vnni"]) == fits
 
 
-@pytest.mark.parametrize("factor", [2e-5, 4e-4, 0.011, 0.7, 9.0])
-def test_every_difference_up_to_16_bits(factor):
+@pytest.mark.parametrize(
+    "exp",
+    [
+        *map(Exp2.of, (2e-5, 4e-4, 0.011, 0.3)),
+        Exp2(0, 65535, 32767, 16),
+        Exp2(2, 32767, 65535, 2),
+        Exp2(1, 300, 65535, 9),
+    ],
+    ids=str,
+)
+def test_every_difference_up_to_16_bits(exp):
     missing = missing_features(TARGET.features)
     if missing:
         pytest.skip(f"this CPU lacks {', '.join(missing)}")
-    exp = Exp2.of(factor)
+    assert takes_words(exp, ISAS["avx512-vnni"])
     run = tvm.compile(tvm.IRModule({"bytes": kernel(exp)}), target=TARGET.tvm_target())["bytes"]
     d = np.arange(COUNT, dtype=np.int32)
     d[-LANES:] = 2**31 - 1 - np.arange(LANES)  # and the largest that there are

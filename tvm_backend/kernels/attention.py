@@ -7,8 +7,10 @@ from iqvit.inttype import IntType
 from iqvit.ops.attention import Attention
 from iqvit.ops.exp2 import full_scale
 from iqvit.tvm_backend.fuse import Group
-from iqvit.tvm_backend.kernels.attention_kernel import Place, Problem, attention_kernel
+from iqvit.tvm_backend.kernels.attention_form import Place, Problem
+from iqvit.tvm_backend.kernels.attention_kernel import attention_kernel
 from iqvit.tvm_backend.kernels.call import As, Call
+from iqvit.tvm_backend.kernels.exponential import takes_words
 from iqvit.tvm_backend.kernels.integers import fits32
 from iqvit.tvm_backend.kernels.isa import Isa
 from iqvit.tvm_backend.kernels.vector import bits_of
@@ -56,6 +58,7 @@ def attention(graph: IntGraph, group: Group, isa: Isa) -> Call | None:
         places[2],
         Place(0, 0, strides[1], strides[2]),
         fits32(*ends),
+        words=takes_words(op.exp, isa),
         upper=_fits_upper_halves(op.shift, half, peak, ends),
     )
     exp = op.exp

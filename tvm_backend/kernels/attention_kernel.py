@@ -9,18 +9,17 @@ q, k, v and the result are read and written where they lie: any strides of head 
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 from iqvit.ops.exp2 import full_scale
+from iqvit.tvm_backend.kernels.attention_form import SCALARS, Kernel, Problem
+from iqvit.tvm_backend.kernels.attention_operands import emit_keys, emit_queries, emit_values
 from iqvit.tvm_backend.kernels.exponential import Exp2Scalars, emit_exp2_packed
-from iqvit.tvm_backend.kernels.instructions import dot
+from iqvit.tvm_backend.kernels.instructions import prefetch
 from iqvit.tvm_backend.kernels.integers import (
-    as_int32,
-    filled,
     keep,
     limited,
     quotient,
-    total,
     transposed,
     uniform_products,
     upper_halves,
@@ -37,103 +36,10 @@ from iqvit.tvm_backend.kernels.vector import (
     typed,
 )
 
+AHEAD = 4
+"""Groups of keys by which values are asked for before they are read."""
 MIN_TASKS = 6
 """Tasks that an attention is cut into, so that threads share it evenly; each packs its keys."""
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a tensor `[heads, tokens, depth]` lies: in which parameter, and how."""
-
-    parameter: int
-    offset: int
-    head: int
-    token: int
-
-    def at(self, head: Expr, token: Expr | int) -> Expr:
-        """The address of the first element of a token."""
-        return head * self.head + token * self.token + self.offset
-
-
-SCALARS = ("pre", "cap", "multiplier", "exp_shift", "numerator", "offset", "shift")
-"""What the function is given as int64, so that all layers of a shape share it: the attributes of
-the operator, with the rounding constant in the offset."""
-
-
-@dataclass(frozen=True)
-class Problem:
-    """What the generated code depends on: types, sizes, and where everything lies."""
-
-    bits: int
-    dtype: str
-    lo: int
-    hi: int
-    heads: int
-    queries: int
-    keys: int
-    depth: int
-    width: int
-    """Depth of v and of the result."""
-    shapes: tuple[tuple[int, int], ...]
-    """Of every parameter, as rows."""
-    out_shape: tuple[int, int]
-    q: Place
-    k: Place
-    v: Place
-    out: Place
-    fits: bool
-    """Whether the result fits int32 before it saturates."""
-    upper: bool
-    """Whether the offset and the shift are those of upper halves: `(high + offset) >> 1` of the
-    products of accumulators that are raised by the shift."""
-
-
-@dataclass(frozen=True)
-class _Kernel:
-    problem: Problem
-    isa: Isa
-    inputs: tuple[Buffer, ...]
-    scalars: Buffer
-    out: Buffer
-
-    def scalar(self, name: str) -> Expr:
-        """One of `SCALARS`."""
-        return self.scalars[SCALARS.index(name)]
-
-    @property
-    def lanes(self) -> int:
-        return self.isa.lanes
-
-    @property
-    def bits(self) -> int:
-        """Bits of one of the `group` values that lie in an int32 lane."""
-        return 32 // self.isa.group
-
-    @property
-    def signed(self) -> bool:
-        """Whether `dot` takes both operands signed; else the left one is offset by 128."""
-        return self.isa.operand != "uint8"
-
-    @property
-    def lowers(self) -> bool:
-        """Whether `dot` takes bytes signed, so that 128 is taken off the probabilities."""
-        return self.isa.operand == "int8"
-
-    @property
-    def groups(self) -> int:
-        """Groups of keys."""
-        return -(-self.problem.keys // self.isa.group)
-
-    @property
-    def block(self) -> int:
-        """Accumulators of one register block."""
-        return self.isa.lanes
-
-    def dot(self, acc: Expr, left: Expr, right: Expr) -> Expr:
-        """`acc` plus the dot products of lanes of packed int32."""
-        isa = self.isa
-        a, b = (T.reinterpret(typed(isa.stored, isa.slots), x) for x in (left, right))
-        return dot(isa, acc, a, b)
 
 
 def attention_kernel(name: str, problem: Problem, isa: Isa) -> PrimFunc:
@@ -150,95 +56,23 @@ def attention_kernel(name: str, problem: Problem, isa: Isa) -> PrimFunc:
             for root, shape in zip(roots, shapes, strict=True)
         )
         out = T.decl_buffer((math.prod(problem.out_shape),), problem.dtype, data=rows.data)
-        kernel = _Kernel(problem, isa, inputs, scalars, out)
+        kernel = Kernel(problem, isa, inputs, scalars, out)
         blocks = -(-problem.queries // isa.lanes)
         parts = min(blocks, -(-MIN_TASKS // problem.heads))
         share = -(-blocks // parts)
         with T.parallel(problem.heads * parts) as task:
             head = T.Bind(task // parts)
             first = T.Bind(task % parts * share)
-            keys, fold = _emit_keys(kernel, head)
-            values = _emit_values(kernel, head)
+            keys, fold = emit_keys(kernel, head)
+            values = emit_values(kernel, head)
             with T.serial(T.min(share, blocks - first)) as step:
                 query = T.Bind((first + step) * isa.lanes)
                 _emit_block(kernel, head, query, (keys, fold), values)
     return builder.get()
 
 
-def _operand(kernel: _Kernel, value: Expr) -> Expr:
-    """int8 lanes as `dot` reads its right operand, as int32 lanes."""
-    lanes = value.ty.dtype.lanes
-    if kernel.isa.group == 2:
-        value = T.Cast(typed("int16", lanes), value)
-    return T.reinterpret(typed("int32", lanes // kernel.isa.group), value)
-
-
-def _emit_keys(kernel: _Kernel, head: Expr) -> tuple[Buffer, Buffer]:
-    """The head's keys as groups along depth, `[keys, depth / group]`, and what undoes the offset
-    of the queries: `-128 * sum_d k`, int32 `[keys]`."""
-    problem, isa = kernel.problem, kernel.isa
-    source = kernel.inputs[problem.k.parameter]
-    keys = T.alloc_buffer((problem.keys, problem.depth // isa.group), "int32", scope="global")
-    fold = T.alloc_buffer((problem.keys,), "int32", scope="global")
-    with T.serial(problem.keys) as j:
-        start = T.Bind(problem.k.at(head, j))
-        acc: Expr = T.int32(0)
-        for offset, lanes in pieces(problem.depth, isa.slots):
-            value = source[span(start + offset, lanes)]
-            packed = keep(_operand(kernel, value))
-            at = span(offset // isa.group, lanes // isa.group)
-            T.buffer_store(keys, packed, [j, at])
-            if not kernel.signed:
-                acc = acc + _sum_of(kernel, value, packed)
-        T.buffer_store(fold, acc * T.int32(-128), [j])
-    return keys, fold
-
-
-def _sum_of(kernel: _Kernel, value: Expr, packed: Expr) -> Expr:
-    lanes = kernel.lanes
-    if packed.ty.dtype.lanes != lanes:
-        return total(keep(as_int32(value)))
-    ones, zero = splat(0x01010101, "int32", lanes), splat(0, "int32", lanes)
-    return total(keep(kernel.dot(zero, ones, packed)))
-
-
-def _emit_values(kernel: _Kernel, head: Expr) -> tuple[Buffer, Buffer]:
-    """The head's values as groups along keys, int32 `[ceil(keys / group), width]`, zero padded; and
-    where the probabilities are lowered their sums over the keys, int32 `[width]`."""
-    problem, isa = kernel.problem, kernel.isa
-    source = kernel.inputs[problem.v.parameter]
-    values = T.alloc_buffer((kernel.groups, problem.width), "int32", scope="global")
-    mask = (1 << kernel.bits) - 1
-    sums = T.alloc_buffer((problem.width,), "int32", scope="global")
-    if kernel.lowers:
-        with T.serial(problem.width) as e:
-            T.buffer_store(sums, T.int32(0), [e])
-
-    def pack(group: Expr | int, members: int) -> None:
-        first = [
-            T.Bind(problem.v.at(head, group * isa.group + member)) for member in range(members)
-        ]
-        for offset, lanes in pieces(problem.width, kernel.lanes):
-            packed = splat(0, "int32", lanes)
-            for member in range(members):
-                value = as_int32(source[span(first[member] + offset, lanes)])
-                if kernel.lowers:
-                    at = span(offset, lanes)
-                    T.buffer_store(sums, sums[at] + value, [at])
-                value = value & splat(mask, "int32", lanes)
-                packed = packed | (value << splat(member * kernel.bits, "int32", lanes))
-            T.buffer_store(values, packed, [group, span(offset, lanes)])
-
-    whole, left = divmod(problem.keys, isa.group)
-    with T.serial(whole) as group:
-        pack(group, isa.group)
-    if left:
-        pack(whole, left)
-    return values, sums
-
-
 def _emit_block(
-    kernel: _Kernel,
+    kernel: Kernel,
     head: Expr,
     query: Expr,
     packed_keys: tuple[Buffer, Buffer],
@@ -248,7 +82,7 @@ def _emit_block(
     problem, lanes = kernel.problem, kernel.lanes
     keys, fold = packed_keys
     lane = span(0, lanes)
-    packed = _emit_queries(kernel, head, query)
+    packed = emit_queries(kernel, head, query)
     scores = T.alloc_buffer((problem.keys, lanes), "int32", scope="global")
     top = T.alloc_buffer((lanes,), "int32", scope="global")
     T.buffer_store(top, splat(-(2**31), "int32", lanes), [lane])
@@ -267,35 +101,8 @@ def _emit_block(
     _emit_out(kernel, head, query, results)
 
 
-def _emit_queries(kernel: _Kernel, head: Expr, query: Expr) -> Buffer:
-    """The queries of the lanes as groups along depth: int32 `[depth / group, lanes]`."""
-    problem, isa, lanes = kernel.problem, kernel.isa, kernel.lanes
-    source = kernel.inputs[problem.q.parameter]
-    groups = problem.depth // isa.group
-    packed = T.alloc_buffer((groups, lanes), "int32", scope="global")
-    # Lanes past the last query repeat it; their results are not stored.
-    tokens = [T.Bind(T.min(query + i, problem.queries - 1)) for i in range(lanes)]
-    starts = [T.Bind(problem.q.at(head, token)) for token in tokens]
-    for first in range(0, groups, lanes):
-        count = min(lanes, groups - first)
-        rows = []
-        for start in starts:
-            parts = [
-                _operand(kernel, source[span(start + (first + at) * isa.group, wide * isa.group)])
-                for at, wide in pieces(count, lanes)
-            ]
-            rows.append(filled(parts, lanes))
-        columns = transposed(rows)[:count]
-        if not kernel.signed:
-            flip = splat(T.int32(-0x7F7F7F80), "int32", lanes)
-            columns = [column ^ flip for column in columns]
-        for g, column in enumerate(columns):
-            T.buffer_store(packed, column, [first + g, span(0, lanes)])
-    return packed
-
-
 def _emit_scores(
-    kernel: _Kernel,
+    kernel: Kernel,
     block: tuple[Expr | int, int],
     packed: Buffer,
     keys: Buffer,
@@ -307,21 +114,29 @@ def _emit_scores(
     start, count = block
     lanes = kernel.lanes
     lane = span(0, lanes)
-    acc = T.alloc_buffer((count, lanes), "int32", scope="global")
-    for j in range(count):
-        begin = fold[start + j] if not kernel.signed else 0
-        T.buffer_store(acc, splat(begin, "int32", lanes), [j, lane])
+    begin = [0 if kernel.signed else fold[start + j] for j in range(count)]
+    acc = _accumulators(kernel, begin)
     with T.serial(kernel.problem.depth // kernel.isa.group) as g:
         left = keep(packed[g, lane])
+        prefetch(kernel.isa, keys[start + kernel.block + g, 0])
         for j in range(count):
             right = T.broadcast(keys[start + j, g], lanes)
-            T.buffer_store(acc, kernel.dot(acc[j, lane], left, right), [j, lane])
+            T.buffer_store(acc[j], kernel.dot(acc[j][lane], left, right), [lane])
     for j in range(count):
-        T.buffer_store(scores, acc[j, lane], [start + j, lane])
-        T.buffer_store(top, T.max(top[lane], acc[j, lane]), [lane])
+        T.buffer_store(scores, acc[j][lane], [start + j, lane])
+        T.buffer_store(top, T.max(top[lane], acc[j][lane]), [lane])
 
 
-def _emit_weights(kernel: _Kernel, scores: Buffer, top: Buffer) -> tuple[Buffer, Expr]:
+def _accumulators(kernel: Kernel, begin: Sequence[Expr | int]) -> list[Buffer]:
+    """A vector each, all of its lanes as they begin."""
+    lanes = kernel.lanes
+    buffers = [T.alloc_buffer((lanes,), "int32", scope="global") for _ in begin]
+    for buffer, value in zip(buffers, begin, strict=True):
+        T.buffer_store(buffer, splat(value, "int32", lanes), [span(0, lanes)])
+    return buffers
+
+
+def _emit_weights(kernel: Kernel, scores: Buffer, top: Buffer) -> tuple[Buffer, Expr]:
     """The unnormalised probabilities as groups along keys, and their sums."""
     problem, isa, lanes = kernel.problem, kernel.isa, kernel.lanes
     lane = span(0, lanes)
@@ -338,7 +153,7 @@ def _emit_weights(kernel: _Kernel, scores: Buffer, top: Buffer) -> tuple[Buffer,
         differences = [
             top[lane] - scores[group * isa.group + member, lane] for member in range(members)
         ]
-        packed = emit_exp2_packed(exp, differences, full, kernel.bits, isa)
+        packed = emit_exp2_packed(exp, differences, full, kernel.bits, isa, words=problem.words)
         if kernel.lowers:
             packed = packed ^ splat(T.int32(-0x7F7F7F80), "int32", lanes)
         packed = keep(packed)
@@ -354,25 +169,27 @@ def _emit_weights(kernel: _Kernel, scores: Buffer, top: Buffer) -> tuple[Buffer,
 
 
 def _emit_weighted(
-    kernel: _Kernel,
+    kernel: Kernel,
     offset: int,
     count: int,
     weights: Buffer,
     packed: tuple[Buffer, Buffer],
-) -> Buffer:
-    """Sums of values weighted by probabilities: `count` columns from `offset`, `[count, lanes]`."""
+) -> list[Buffer]:
+    """Sums of values weighted by probabilities: `count` columns from `offset`."""
     values, sums = packed
     lanes = kernel.lanes
     lane = span(0, lanes)
-    acc = T.alloc_buffer((count, lanes), "int32", scope="global")
-    for e in range(count):
-        begin = sums[offset + e] * 128 if kernel.lowers else 0
-        T.buffer_store(acc, splat(begin, "int32", lanes), [e, lane])
+    block, column = divmod(offset, lanes)
+    columns = range(column, column + count)
+    acc = _accumulators(
+        kernel, [sums[offset + e] * 128 if kernel.lowers else 0 for e in range(count)]
+    )
     with T.serial(kernel.groups) as g:
         left = keep(weights[g, lane])
-        for e in range(count):
-            right = T.broadcast(values[g, offset + e], lanes)
-            T.buffer_store(acc, kernel.dot(acc[e, lane], left, right), [e, lane])
+        prefetch(kernel.isa, values[block, g + AHEAD, 0])
+        for e, at in enumerate(columns):
+            right = T.broadcast(values[block, g, at], lanes)
+            T.buffer_store(acc[e], kernel.dot(acc[e][lane], left, right), [lane])
     return acc
 
 
@@ -382,7 +199,7 @@ def _per_lane(problem: Problem) -> int:
 
 
 def _emit_results(
-    kernel: _Kernel, offset: int, count: int, acc: Buffer, inverse: Expr, results: Buffer
+    kernel: Kernel, offset: int, count: int, acc: list[Buffer], inverse: Expr, results: Buffer
 ) -> None:
     """Normalise, requantise and pack the results of some columns, neighbours in one int32."""
     problem, lanes = kernel.problem, kernel.lanes
@@ -392,14 +209,14 @@ def _emit_results(
     for start in range(0, count, together):
         packed = splat(0, "int32", lanes)
         for member in range(together):
-            value = _result(kernel, keep(acc[start + member, lane]), inverse)
+            value = _result(kernel, acc[start + member][lane], inverse)
             if bits < 32:
                 value = value & splat((1 << bits) - 1, "int32", lanes)
             packed = packed | (value << splat(member * bits, "int32", lanes))
         T.buffer_store(results, packed, [(offset + start) // together, lane])
 
 
-def _result(kernel: _Kernel, acc: Expr, inverse: Expr) -> Expr:
+def _result(kernel: Kernel, acc: Expr, inverse: Expr) -> Expr:
     """`clamp((acc * inverse + offset) >> shift)` as int32 lanes."""
     problem = kernel.problem
     if not problem.upper:
@@ -411,7 +228,7 @@ def _result(kernel: _Kernel, acc: Expr, inverse: Expr) -> Expr:
     return clamp(rounded >> splat(1, "int32", kernel.lanes), problem.lo, problem.hi)
 
 
-def _emit_out(kernel: _Kernel, head: Expr, query: Expr, results: Buffer) -> None:
+def _emit_out(kernel: Kernel, head: Expr, query: Expr, results: Buffer) -> None:
     problem, lanes = kernel.problem, kernel.lanes
     together = _per_lane(problem)
     groups = problem.width // together

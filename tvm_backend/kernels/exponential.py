@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from iqvit.ops.exp2 import C1, C2, C3, OCTAVES, ONE
+from iqvit.ops.exp2 import C1, C2, C3, OCTAVES, ONE, Exp2
 from iqvit.tvm_backend.kernels.integers import keep, madd
 from iqvit.tvm_backend.kernels.isa import Isa
 from iqvit.tvm_backend.kernels.script import Expr, T
@@ -52,10 +52,13 @@ def emit_exp2(exp: Exp2Scalars, d: Expr, full: int, isa: Isa) -> Expr:
 
 
 def emit_exp2_packed(
-    exp: Exp2Scalars, differences: list[Expr], full: int, bits: int, isa: Isa
+    exp: Exp2Scalars, differences: list[Expr], full: int, bits: int, isa: Isa, *, words: bool
 ) -> Expr:
-    """`Exp2.run(d, full)` of vectors of int32 d >= 0, side by side in `bits` of a lane each."""
-    if len(differences) == BYTES and takes_words(isa):
+    """`Exp2.run(d, full)` of vectors of int32 d >= 0, side by side in `bits` of a lane each.
+
+    words: what `takes_words` says of the attributes.
+    """
+    if len(differences) == BYTES and words:
         return emit_exp2_bytes(exp, differences)
     packed = splat(0, "int32", isa.lanes)
     for member, difference in enumerate(differences):
@@ -64,17 +67,22 @@ def emit_exp2_packed(
     return packed
 
 
-def takes_words(isa: Isa) -> bool:
-    """Whether `emit_exp2_bytes` has its instructions: 16-bit lanes that are shifted one by one."""
-    return isa.lanes == 16
+def takes_words(exp: Exp2, isa: Isa) -> bool:
+    """Whether `emit_exp2_bytes` has its instructions, 16-bit lanes that are shifted one by one, and
+    its attributes fit them."""
+    fits = exp.cap < 1 << 16 and exp.multiplier < 1 << 16 and 2 <= exp.shift <= 16
+    return isa.lanes == 16 and fits
 
 
 def emit_exp2_bytes(exp: Exp2Scalars, differences: list[Expr]) -> Expr:
     """`Exp2.run(d, 255)` of four vectors of int32 d >= 0, as the bytes of lanes, in their order.
 
-    The polynomial takes two vectors at a time in 16-bit lanes, where one instruction is product and
-    shift: with `g = 2f`, `f*c >> 15` is the upper half of `g*c`. The end is exact, too: with
-    `b = part*255 >> 7`, the rounded shift by `15 + octave` is `((b >> 7+octave) + 1) >> 1`.
+    Two vectors at a time are 16-bit lanes, where one instruction is product and shift: of a product
+    `high * 2**16 + low`, `t >> 15` is the upper half of `high * 2**(17-shift)`, and the fraction
+    twice is in the lower half of that and the upper one of `low * 2**(17-shift)`. With `g = 2f`,
+    `f*c >> 15` is the upper half of `g*c`. From 9 octaves on the result is 0, so that t need not be
+    limited. The end is exact, too: with `b = part*255 >> 7`, the rounded shift by `15 + octave` is
+    `((b >> 7+octave) + 1) >> 1`. Needs `takes_words`.
     """
     even, odd = (_words(exp, differences[i], differences[i + 2]) for i in (0, 1))
     lanes = lanes_of(even)
@@ -97,16 +105,13 @@ def _words(exp: Exp2Scalars, first: Expr, second: Expr) -> Expr:
     def high(a: Expr, b: Expr) -> Expr:
         return T.call_llvm_pure_intrin(words, _HIGH_PRODUCT, a, b)
 
-    twice = []
-    for d in (first, second):
-        steps = T.min(d >> const(exp.pre), const(exp.cap))
-        t = (steps * const(exp.multiplier)) >> const(exp.shift)
-        t = keep(T.min(t, const(OCTAVES * ONE - 1)))
-        twice.append(keep(t + t))
-    lower, upper = const(0xFFFF), const(T.int32(-0x10000))
-    g = keep((twice[0] & lower) | (twice[1] << const(16)))
-    octave = keep(((twice[0] >> const(16)) & lower) | (twice[1] & upper))
-    g, octave = (T.reinterpret(words, value) for value in (g, octave))
+    steps = [T.min(d >> const(exp.pre), const(exp.cap)) for d in (first, second)]
+    both = keep(T.reinterpret(words, steps[0] | (steps[1] << const(16))))
+    multiplier = T.broadcast(T.Cast("uint16", exp.multiplier), 2 * lanes)
+    scale = T.broadcast(T.Cast("uint16", T.int32(1) << (T.int32(17) - exp.shift)), 2 * lanes)
+    upper, lower = keep(high(both, multiplier)), both * multiplier
+    octave = high(upper, scale)
+    g = keep((upper * scale | high(lower, scale)) & word(0xFFFE))
     middle = word(C1) - high(g, word(C2) - high(g, word(C3)))
     part = keep(word(ONE) - high(g, middle))
     b = part + part - high(part + word(127), word(512))

@@ -4,6 +4,8 @@ from iqvit.tvm_backend.kernels.isa import Isa
 from iqvit.tvm_backend.kernels.script import Expr, T
 from iqvit.tvm_backend.kernels.vector import clamp, lanes_of, limits, typed
 
+CACHE_LINE = 64
+
 
 def dot(isa: Isa, acc: Expr, x: Expr, weight: Expr) -> Expr:
     """int32 lanes: `acc` plus the products of each lane's group; `x` and `weight` have
@@ -42,3 +44,12 @@ def pack(isa: Isa, low: Expr, high: Expr, dtype: str) -> Expr:
     lo, hi = limits(dtype)
     parts = [T.Cast(typed(dtype, lanes // 2), clamp(part, lo, hi)) for part in (low, high)]
     return T.Shuffle(parts, list(range(lanes)))
+
+
+def prefetch(isa: Isa, element: Expr) -> None:
+    """Bring the cache line of a buffer's element near, if a vector of `isa` is a line; the element
+    may lie behind the end."""
+    if isa.lanes * 4 == CACHE_LINE:
+        read, keep_near, data = T.int32(0), T.int32(3), T.int32(1)
+        place = T.address_of(element)
+        T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch", place, read, keep_near, data))
