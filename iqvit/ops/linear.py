@@ -30,6 +30,15 @@ def weighted_range(x: IntType, weight: np.ndarray, bias: np.ndarray) -> tuple[in
     return int(lowest.min()), int(highest.max())
 
 
+def largest_sum(x: torch.Tensor, weight: torch.Tensor) -> int:
+    """A bound of the sums of |x| times |weight| `[N, K]`, by the weights' own where that of all
+    weights is too large for float32."""
+    most, least = (128 if x.dtype == torch.int8 else 255), weight.shape[1] * 127
+    if most * least < 2**24:
+        return most * least
+    return most * int(weight.to(torch.int32).abs().sum(1, dtype=torch.int32).max())
+
+
 def known(kind: IntType) -> np.ndarray:
     """The value of a constant's type; raises `GraphError` where it is not known."""
     if kind.value is None:
@@ -82,9 +91,8 @@ class Linear(Op):
 
     def run(self, *args: torch.Tensor) -> torch.Tensor:
         x, weight, bias, multiplier = args
-        rows = weight.to(torch.int64).abs().sum(1).max()
-        acc = exact_matmul(x, weight.T, int(rows) * (128 if x.dtype == torch.int8 else 255)) + bias
-        out = requantise(acc, multiplier.to(torch.int64), self.shift) + self.zero_point
+        acc = exact_matmul(x, weight.T, largest_sum(x, weight)).add_(bias.to(torch.int64))
+        out = requantise(acc, multiplier.to(torch.int64), self.shift).add_(self.zero_point)
         return saturate(out, self.dtype, self.lo, self.hi)
 
     def macs(self, *args: IntType) -> int:
