@@ -5,8 +5,9 @@
 
 Some images train, augmented, towards the float model's own values: its answers, and what its
 LayerNorms give. No label is used. The first of them calibrate. The others are scored, before and
-after, by the compiled program. A run that was interrupted goes on where it was; OUT/RECIPE/model.iqv
-is the trained program, OUT/RECIPE/row.json its row, and OUT/table.md the table of all rows in OUT.
+after, by the compiled program. A run that was interrupted goes on where it was, a row that is done
+is not done again. OUT/RECIPE/model.iqv is the trained program, OUT/RECIPE/row.json its row, and
+OUT/table.md the table of all rows in OUT.
 """
 
 import hashlib
@@ -37,7 +38,6 @@ from iqvit.eval.imagenet import choose, read_imagenet
 from iqvit.eval.preprocess import Preprocess, load_images, read_image
 from iqvit.files import write_atomically
 from iqvit.intgraph import IntGraph
-from iqvit.models.float_model import FloatModel
 from iqvit.models.spec import load_model
 from iqvit.processes import World
 from iqvit.training.through_integers import StepRules, ThroughIntegers
@@ -230,7 +230,7 @@ class Scorer:
 
 
 def remembered(predict: Predictor) -> Predictor:
-    """`predict`, which computes what it has computed once only: all programs see the same images."""
+    """`predict`, computed once for the same images: all programs see them."""
     kept: dict[bytes, Tensor] = {}
 
     def found(images: Tensor) -> Tensor:
@@ -262,10 +262,11 @@ def table(output: Path) -> str:
     if not ordered:
         return ""
     first = ordered[0][1]
+    settings, scored = first["settings"], first["trained"]
     lines = [
-        f"{first['date']}, {first['machine']['cpu']}, {first['settings']['trained on']} images train, "
-        f"{first['settings']['calibrated on']} of them calibrate, {first['trained']['images']} others "
-        f"are scored; float32: {first['trained']['float_top1']:.2f}",
+        f"{first['date']}, {first['machine']['cpu']}. {settings['trained on']} images train, "
+        f"{settings['calibrated on']} of them calibrate, {scored['images']} others are scored; "
+        f"float32: {scored['float_top1']:.2f}.",
         "",
         HEADER,
         "|---" * (HEADER.count("|") - 1) + "|",
