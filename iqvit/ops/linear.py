@@ -22,9 +22,9 @@ from iqvit.ops.base import Op, Sample, want
 
 def weighted_range(x: IntType, weight: np.ndarray, bias: np.ndarray) -> tuple[int, int]:
     """Proved range of `sum_k x[k] * weight[n, k] + bias[n]` over all n, from the actual weights."""
-    rows = weight.reshape(weight.shape[0], -1).astype(np.int64)
-    positive = np.maximum(rows, 0).sum(axis=1)
-    negative = np.minimum(rows, 0).sum(axis=1)
+    rows = weight.reshape(weight.shape[0], -1).astype(np.int16)
+    total, size = rows.sum(axis=1, dtype=np.int64), np.abs(rows).sum(axis=1, dtype=np.int64)
+    positive, negative = (size + total) // 2, (total - size) // 2
     highest = positive * x.hi + negative * x.lo + bias.astype(np.int64)
     lowest = positive * x.lo + negative * x.hi + bias.astype(np.int64)
     return int(lowest.min()), int(highest.max())

@@ -79,8 +79,9 @@ class RowLinear(Op):
         x, peak, weight, bias, multiplier = args
         acc = exact_matmul(x, weight.T, largest_sum(x, weight))
         factor = peak.to(torch.int64) * multiplier.to(torch.int64)
-        fine = requantise(acc, factor, self.shift).add_(bias.to(torch.int64))
-        return saturate(requantise(fine, 1, FRACTION), self.dtype, self.lo, self.hi)
+        fine = requantise(acc, factor, self.shift)
+        rounded = fine.add_(bias.to(torch.int64) + (1 << (FRACTION - 1)))
+        return saturate(rounded.bitwise_right_shift_(FRACTION), self.dtype, self.lo, self.hi)
 
     def macs(self, *args: IntType) -> int:
         return args[0].size * args[2].shape[0]

@@ -46,6 +46,14 @@ class ShiftGelu(Op):
         op = ShiftGelu(math.floor(-1 / (1.702 * scale)), shift, dtype, *LIMITS[dtype])
         return op, m.astype(np.int32), zero
 
+    @staticmethod
+    def real(x: torch.Tensor) -> torch.Tensor:
+        """The real function that the integers round, over rows `[..., C]`; differentiable."""
+        top = x.amax(-1, keepdim=True).clamp(min=0)
+        octave = 1.702 / math.log(2)
+        e, one = (torch.exp2((octave * y).clamp(min=-OCTAVES)) for y in (x - top, -top))
+        return x * e / (e + one)
+
     def infer(self, *args: IntType) -> IntType:
         x, multiplier, zero = args
         want(self.x0 <= -1, "the input scale is above 1/1.702")
