@@ -14,8 +14,8 @@ ROOM = 0.49
 class Product(nn.Module):
     """`forward()` gives the rounded weight as reals, whose gradient is that of the real weight.
 
-    It starts with the integers that calibration chose: the real weight is the given one, moved
-    where it must be to the nearest value that rounds to them. One step size an output channel, or
+    It starts with the integers that calibration chose: a given weight that rounds to another one is
+    mirrored to its side of the boundary between them. One step size an output channel, or
     one for all (`shared`); where it is not `learned` it follows the channel's largest weight.
 
     weight: float32 `[N, ...]`. rounded: calibration's integers, scales and corrected bias. columns:
@@ -43,8 +43,7 @@ class Product(nn.Module):
         self.register_buffer("columns", columns.to(torch.float64).clone())
         codes = torch.from_numpy(rounded.q.copy()).to(torch.float64)
         steps = self._spread(scale) / self.columns
-        placed = torch.clamp(weight.double() / steps, codes - ROOM, codes + ROOM) * steps
-        self.weight = nn.Parameter(placed.to(torch.float32))
+        self.weight = nn.Parameter((_inside(weight.double() / steps, codes) * steps).float())
         self.bias = nn.Parameter(torch.from_numpy(rounded.bias.copy()).to(torch.float32))
         with torch.no_grad():
             largest = self._largest(self.weight.double() * self.columns)
@@ -96,3 +95,14 @@ class Product(nn.Module):
     def _spread(self, vector: Tensor) -> Tensor:
         """`[N]` over the weight's axes."""
         return vector.reshape(-1, *[1] * (self.columns.ndim - 1))
+
+
+def _inside(units: Tensor, codes: Tensor) -> Tensor:
+    """Weights in steps, within ROOM of their integers.
+
+    What is beyond is mirrored, not clamped: at the boundary a first small step would round all of
+    them back at once, which with 4 bits ruins the model.
+    """
+    off = units - codes
+    beyond = (off.abs() - ROOM).clamp(min=0)
+    return codes + off.sign() * (off.abs() - 2 * beyond).clamp(min=0)
