@@ -11,25 +11,24 @@ export OMP_NUM_THREADS=1
 python "$here/mask_boxes.py" "$camvid" "$data" --class-file "$here/camvid.txt"
 
 train() {
-    torchrun --nproc-per-node 2 -m iqvit train "$@" --data "$data" --batch 8 --drop-path 0.05 --ema 0.99 --threads 1
+    torchrun --nproc-per-node 2 -m iqvit train "$@" --data "$data" --batch 8 --ema 0.99 --threads 1
 }
 # A long schedule on crops cut in the middle, then a short one on whole images that ends at a learning rate of 0.
 joint() {
     train multitask --input-size 352x480 --least-area 100 --box-weight 0.25 --class-weights sqrt-inverse "$@"
 }
-joint --crop 224x320 --from "$segmenter" --epochs 40 --until 21 --lr 4e-4 --encoder-lr-scale 0.4 --warmup 1 \
+joint --drop-path 0.05 --crop 224x320 --from "$segmenter" --epochs 40 --until 21 --lr 4e-4 --encoder-lr-scale 0.4 --warmup 1 \
     --validate-every 7 -o "$out/crops"
-joint --from "$out/crops/last" --epochs 6 --lr 3e-4 --encoder-lr-scale 0.5 --warmup 0.5 --validate-every 2 -o "$out/multitask"
+joint --drop-path 0.05 --from "$out/crops/last" --epochs 6 --lr 3e-4 --encoder-lr-scale 0.5 --warmup 0.5 --validate-every 2 -o "$out/multitask"
 
 boxes() {
-    train detection --weight-decay 0.01 --clip 1.0 "$@"
+    train detection --drop-path 0.05 --weight-decay 0.01 --clip 1.0 "$@"
 }
 boxes --model rtdetr:vit_tiny --weights "$weights" --input-size 224x320 --epochs 40 --until 21 --lr 4e-4 \
     --backbone-lr-scale 0.4 --warmup 1 --validate-every 7 -o "$out/boxes_begun"
 boxes --from "$out/boxes_begun/last" --input-size 352x480 --epochs 6 --lr 3e-4 --backbone-lr-scale 0.5 --warmup 0.5 \
     --validate-every 2 -o "$out/boxes"
 
-unset OMP_NUM_THREADS
 program() {
     iqvit quantize "$1" --calib "$camvid/train/images" --images 32 -o "$2.iqv"
     iqvit compile "$2.iqv" -o "$2.artifact"
@@ -38,6 +37,14 @@ program "multitask:$out/multitask" "$out/multitask"
 program "rtdetr:$out/boxes" "$out/boxes"
 program "segmenter:$segmenter" "$out/maps"
 iqvit eval multitask --data "$data" "$out/multitask.artifact" --reference "multitask:$out/multitask" --json "$out/multitask.json"
+
+# An epoch through its own integers, at a small learning rate.
+joint --through-integers --from "$out/multitask" --calib "$camvid/train/images" --images 32 --epochs 1 --lr 1e-5 --warmup 0.2 \
+    -o "$out/trained"
+iqvit compile "$out/trained/model.iqv" -o "$out/trained.artifact"
+iqvit eval multitask --data "$data" "$out/trained.artifact" --reference "multitask:$out/multitask" --json "$out/trained.json"
+
 iqvit eval coco --data "$data" "$out/boxes.artifact" --reference "rtdetr:$out/boxes" --json "$out/boxes.json"
 iqvit eval segmentation --data "$data" "$out/maps.artifact" --reference "segmenter:$segmenter" --json "$out/maps.json"
+unset OMP_NUM_THREADS
 iqvit bench "$out/multitask.artifact" "$out/boxes.artifact" "$out/maps.artifact" --threads 1,2 --json "$out/bench.json"

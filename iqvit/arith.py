@@ -1,6 +1,7 @@
 """The integer arithmetic that all operators share, defined once, in int64 torch tensors."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -12,10 +13,17 @@ MULTIPLIER_BITS = 31
 
 
 def requantise(acc: torch.Tensor, multiplier: torch.Tensor | int, shift: int) -> torch.Tensor:
-    """`(acc * multiplier + 2**(shift-1)) >> shift` in int64, rounded half up, not saturated."""
+    """`(acc * multiplier + 2**(shift-1)) >> shift` in int64, rounded half up, not saturated.
+
+    In the type of `acc`, where that is another one and proved to hold the intermediate.
+    """
     if shift == 0:
         return acc * multiplier
-    return (acc * multiplier + (1 << (shift - 1))) >> shift
+    half = 1 << (shift - 1)
+    if isinstance(multiplier, int) and multiplier == 1:
+        return (acc + half).bitwise_right_shift_(shift)
+    # The product is a new tensor, so the rest may overwrite it.
+    return (acc * multiplier).add_(half).bitwise_right_shift_(shift)
 
 
 def requantise_range(lo: int, hi: int, multipliers: list[int], shift: int) -> tuple[int, int]:
@@ -72,19 +80,40 @@ def require_int32(lo: int, hi: int, what: str = "accumulator") -> None:
         raise OverflowProofError(f"the {what} range {lo}..{hi} leaves int32 ({least}..{most})")
 
 
-def exact_matmul(a: torch.Tensor, b: torch.Tensor, bound: int) -> torch.Tensor:
-    """`a @ b` over integers as int64, exact: `bound` is the proved largest sum of |a|*|b|.
+def exact_matmul(
+    a: torch.Tensor, b: torch.Tensor, bound: int, dtype: torch.dtype = torch.int64
+) -> torch.Tensor:
+    """`a @ b` over integers, exact: `bound` is the proved largest sum of |a|*|b|, and the result's
+    type holds it.
 
     A float32 product is exact while every partial sum stays below 2**24, a float64 one below 2**53;
     BLAS makes them far faster than an integer loop. A GPU that is allowed TF32 has no float32.
     """
     if bound < 2**24 and (not a.is_cuda or torch.get_float32_matmul_precision() == "highest"):
-        return (a.to(torch.float32) @ b.to(torch.float32)).to(torch.int64)
+        return (a.to(torch.float32) @ b.to(torch.float32)).to(dtype)
     if bound < 2**53:
-        return (a.to(torch.float64) @ b.to(torch.float64)).to(torch.int64)
+        return (a.to(torch.float64) @ b.to(torch.float64)).to(dtype)
     raise OverflowProofError(
         f"a matrix product with sums up to {bound} cannot be evaluated exactly"
     )
+
+
+def tabulated(function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+    """`function(x)`, elementwise and of int64, for integers x of 8 or 16 bits.
+
+    Where x has more numbers than its type has values, the function is evaluated once for each of
+    the values, and looked up.
+    """
+    limits = torch.iinfo(x.dtype)
+    if x.numel() <= limits.max - limits.min:
+        return function(x.to(torch.int64))
+    table = function(torch.arange(limits.min, limits.max + 1, device=x.device))
+    return looked_up(table, x.to(torch.int32) - limits.min)
+
+
+def looked_up(table: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """`table[index]` for a table `[entries]`: `index_select` is several times faster on a CPU."""
+    return table.index_select(0, index.reshape(-1)).reshape(index.shape)
 
 
 def isqrt(n: torch.Tensor) -> torch.Tensor:

@@ -16,6 +16,7 @@ from iqvit.errors import DataError, IqvitError
 from iqvit.processes import World
 from iqvit.training.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from iqvit.training.feed import Order, loader, seed_of
+from iqvit.training.memory import keep_memory
 from iqvit.training.optimise import Average, adamw, schedule, set_learning_rate
 from iqvit.training.task import Task
 
@@ -113,6 +114,7 @@ class Trainer:
         epochs that were validated. A checkpoint is written after each epoch. Raises IqvitError for
         a loss that is not finite, and where the files cannot be written.
         """
+        keep_memory()
         feed = loader(self.task, self.order, self.plan.seed, self.output.workers)
         last = self.plan.epochs if until is None else min(until, self.plan.epochs)
         for epoch in range(self.step // len(self.order), last):

@@ -56,7 +56,7 @@ class Add(Op):
 
     def run(self, *args: torch.Tensor) -> torch.Tensor:
         a, b = (x.to(torch.int64) for x in args)
-        acc = a * self.multiplier_a + b * self.multiplier_b + self.offset
+        acc = torch.add(a * self.multiplier_a, b, alpha=self.multiplier_b).add_(self.offset)
         return saturate(requantise(acc, 1, self.shift), self.dtype, self.lo, self.hi)
 
     def lower(self, bb: Any, args: list[Any], types: list[IntType], out: IntType) -> Any:

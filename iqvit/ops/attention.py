@@ -103,12 +103,13 @@ class Attention(Op):
 
     def run(self, *args: torch.Tensor) -> torch.Tensor:
         q, k, v = args
-        logits = exact_matmul(q, k.transpose(-1, -2), q.shape[-1] * 128 * 128)
+        largest = q.shape[-1] * 128 * 128
+        logits = exact_matmul(q, k.transpose(-1, -2), largest, torch.int32)
         full = full_scale(self.bits)
         p = self.exp.run(logits.amax(-1, keepdim=True) - logits, full)
-        reciprocal = self.numerator // p.sum(-1, keepdim=True)
+        reciprocal = self.numerator // p.sum(-1, keepdim=True, dtype=torch.int32).to(torch.int64)
         acc = exact_matmul(p, v, full * 128 * k.shape[-2])
-        out = requantise(acc * reciprocal + self.offset, 1, self.shift)
+        out = requantise((acc * reciprocal).add_(self.offset), 1, self.shift)
         return saturate(out, self.dtype, self.lo, self.hi)
 
     def macs(self, *args: IntType) -> int:

@@ -100,7 +100,7 @@ class Conv2d(Op):
         acc = acc.reshape(self.out_shape(tuple(x.shape), tuple(weight.shape)))
         per_channel = (1, -1, 1, 1)
         out = requantise(
-            acc + bias.reshape(per_channel),
+            acc + bias.to(torch.int64).reshape(per_channel),
             multiplier.to(torch.int64).reshape(per_channel),
             self.shift,
         )

@@ -213,7 +213,7 @@ class DeformAttention(Op):
             for axis in range(2)
         )
         rows = logits.reshape(queries, heads, count)
-        p = self.exp.run(rows.amax(-1, keepdim=True) - rows, self.full)
+        p = self.exp.run(rows.amax(-1, keepdim=True) - rows, self.full).to(torch.int64)
         reciprocal = self.numerator // p.sum(-1, keepdim=True)
         by_head = value.reshape(value.shape[1], heads, -1)
         each = torch.arange(heads, device=value.device)[:, None]

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from iqvit.arith import require_int32
+from iqvit.arith import looked_up, require_int32
 from iqvit.ops.base import want
 
 # 2**-f on [0, 1) as 1 - f*(C1 - f*(C2 - f*C3)) in 15 fractional bits; C1 - C2 + C3 = 1/2, so that
@@ -47,12 +47,19 @@ class Exp2:
         return Exp2(pre, cap, round(unit * ONE * 2**shift), shift)
 
     def run(self, d: torch.Tensor, full: int) -> torch.Tensor:
-        """`full * 2**-t` as int64 in 0..full, for int64 d >= 0."""
-        t = ((d >> self.pre).clamp(max=self.cap) * self.multiplier) >> self.shift
+        """`full * 2**-t` as int32 in 0..full, for int32 or int64 d >= 0."""
+        steps = (d >> self.pre).clamp(max=self.cap)
+        if d.numel() <= self.cap:
+            return self._of_steps(steps.to(torch.int64), full)
+        every = torch.arange(self.cap + 1, device=d.device)
+        return looked_up(self._of_steps(every, full), steps)
+
+    def _of_steps(self, steps: torch.Tensor, full: int) -> torch.Tensor:
+        t = (steps * self.multiplier) >> self.shift
         t = t.clamp(max=OCTAVES * ONE - 1)
         octave, f = t >> 15, t & (ONE - 1)
         part = ONE - ((f * (C1 - ((f * (C2 - ((f * C3) >> 15))) >> 15))) >> 15)
-        return (part * full + (1 << (14 + octave))) >> (15 + octave)
+        return ((part * full + (1 << (14 + octave))) >> (15 + octave)).to(torch.int32)
 
     def te(self, d: Any, full: int) -> Any:
         """`run` as an int32 tensor expression of an int32 d."""

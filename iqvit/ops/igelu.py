@@ -7,9 +7,10 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from iqvit.arith import clamp_range, multipliers, requantise, requantise_range, saturate
+from iqvit.arith import clamp_range, multipliers, requantise_range
 from iqvit.inttype import LIMITS, IntType, QParams, constant_type
 from iqvit.ops.base import Op, Sample, want
+from iqvit.ops.unary import unary
 
 # erf(x) as sign(x) * (A * (min(|x|, -B) + B)**2 + 1), as published
 A, B = -0.2888, -1.769
@@ -63,11 +64,12 @@ class IGelu(Op):
         return IntType(self.dtype, x.shape, lo, hi)
 
     def run(self, *args: torch.Tensor) -> torch.Tensor:
-        x, multiplier, zero = (t.to(torch.int64) for t in args)
-        clipped = x.abs().clamp(max=-self.b) + self.b
-        erf = (x.sign() * (clipped * clipped + self.c)) >> self.drop
-        out = requantise(x * (erf + self.one), multiplier, self.shift) + zero
-        return saturate(out, self.dtype, self.lo, self.hi)
+        def value(x: torch.Tensor) -> torch.Tensor:
+            clipped = x.abs().clamp(max=-self.b) + self.b
+            erf = (x.sign() * (clipped * clipped + self.c)) >> self.drop
+            return x * (erf + self.one)
+
+        return unary(value, *args, self)
 
     def lower(self, bb: Any, args: list[Any], types: list[IntType], out: IntType) -> Any:
         from iqvit.ops import te

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from iqvit.arith import clamp_range, multipliers
+from iqvit.arith import clamp_range, looked_up, multipliers
 from iqvit.errors import OverflowProofError
 from iqvit.inttype import LIMITS, IntType, QParams
 from iqvit.ops.base import Op, Sample, want
@@ -59,16 +59,24 @@ class ISoftmax(Op):
         return IntType("int16", x.shape, *clamp_range(0, 32768, *LIMITS["int16"]))
 
     def run(self, *args: torch.Tensor) -> torch.Tensor:
-        x = args[0].to(torch.int64)
-        x = (x - x.amax(-1, keepdim=True)).clamp(min=-OCTAVES * self.ln2)
-        z = -x // self.ln2
-        p = x + z * self.ln2
+        x, last = args[0].to(torch.int64), OCTAVES * self.ln2
+        below = (x.amax(-1, keepdim=True) - x).clamp(max=last)
+        if below.numel() > last:
+            every = torch.arange(last + 1, device=x.device)
+            e = looked_up(self._exponential(every), below)
+        else:
+            e = self._exponential(below)
+        factor = (1 << 32) // e.sum(-1, keepdim=True)
+        return ((e * factor) >> 17).clamp(max=32767).to(torch.int16)
+
+    def _exponential(self, below: torch.Tensor) -> torch.Tensor:
+        """`e` for int64 distances below the maximum, in 0..30 ln2."""
+        z = below // self.ln2
+        p = z * self.ln2 - below
         polynomial = (p * (p + self.b) + self.c).clamp(min=0)
         places = (self.shift + z).clamp(max=MOST_PLACES)
         one = torch.ones_like(places)
-        e = (polynomial * self.multiplier + (one << (places - 1))) >> places
-        factor = (1 << 32) // e.sum(-1, keepdim=True)
-        return ((e * factor) >> 17).clamp(max=32767).to(torch.int16)
+        return (polynomial * self.multiplier + (one << (places - 1))) >> places
 
     def lower(self, bb: Any, args: list[Any], types: list[IntType], out: IntType) -> Any:
         from iqvit.ops import te

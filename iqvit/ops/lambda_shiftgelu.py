@@ -6,11 +6,12 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from iqvit.arith import clamp_range, multipliers, requantise, requantise_range, saturate
+from iqvit.arith import clamp_range, multipliers, requantise_range
 from iqvit.errors import GraphError
 from iqvit.inttype import LIMITS, IntType, QParams, constant_type
 from iqvit.ops.base import Op, Sample, want
 from iqvit.ops.shiftexp import shift_exp, shift_exp_te
+from iqvit.ops.unary import unary
 
 SIGMOID_BITS = 15
 OCTAVES = 16  # exp goes down to 2**-16, below half a step of the sigmoid
@@ -80,14 +81,15 @@ class LambdaShiftGelu(Op):
         return IntType(self.dtype, x.shape, lo, hi)
 
     def run(self, *args: torch.Tensor) -> torch.Tensor:
-        x, multiplier, zero = (t.to(torch.int64) for t in args)
-        e = shift_exp(-(x.abs() << self.fine), self.x0, OCTAVES)
         one = -self.x0 << OCTAVES
-        total = one + e
-        upper = torch.where(x < 0, e, torch.full_like(e, one))
-        sigmoid = ((upper << SIGMOID_BITS) + (total >> 1)) // total
-        out = requantise(x * sigmoid, multiplier, self.shift) + zero
-        return saturate(out, self.dtype, self.lo, self.hi)
+
+        def value(x: torch.Tensor) -> torch.Tensor:
+            e = shift_exp(-(x.abs() << self.fine), self.x0, OCTAVES)
+            total = one + e
+            upper = torch.where(x < 0, e, torch.full_like(e, one))
+            return x * (((upper << SIGMOID_BITS) + (total >> 1)) // total)
+
+        return unary(value, *args, self)
 
     def lower(self, bb: Any, args: list[Any], types: list[IntType], out: IntType) -> Any:
         from iqvit.ops import te

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from iqvit.arith import clamp_range, isqrt, multipliers, require_int32, saturate
+from iqvit.arith import clamp_range, isqrt, multipliers, requantise, require_int32, saturate
 from iqvit.errors import GraphError
 from iqvit.inttype import LIMITS, IntType, QParams, constant_type
 from iqvit.ops.base import Op, Sample, want
@@ -128,10 +128,9 @@ class LayerNorm(Op):
         total = x.sum(-1, keepdim=True)
         spread = count * (x * x).sum(-1, keepdim=True) - total * total + self.epsilon
         inverse = (1 << self.reciprocal) // isqrt(spread << (2 * self.extra))
-        centred = count * x - total
-        half = 1 << (self.norm_shift - 1)
-        t = (centred * inverse + half) >> self.norm_shift
-        out = (t * gain + bias + ((1 << self.shift) >> 1)) >> self.shift
+        t = requantise((count * x).sub_(total), inverse, self.norm_shift)
+        bias = bias + ((1 << self.shift) >> 1)
+        out = (t * gain).add_(bias).bitwise_right_shift_(self.shift)
         return saturate(out, self.dtype, self.lo, self.hi)
 
     def macs(self, *args: IntType) -> int:

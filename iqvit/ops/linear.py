@@ -22,12 +22,21 @@ from iqvit.ops.base import Op, Sample, want
 
 def weighted_range(x: IntType, weight: np.ndarray, bias: np.ndarray) -> tuple[int, int]:
     """Proved range of `sum_k x[k] * weight[n, k] + bias[n]` over all n, from the actual weights."""
-    rows = weight.reshape(weight.shape[0], -1).astype(np.int64)
-    positive = np.maximum(rows, 0).sum(axis=1)
-    negative = np.minimum(rows, 0).sum(axis=1)
+    rows = weight.reshape(weight.shape[0], -1).astype(np.int16)
+    total, size = rows.sum(axis=1, dtype=np.int64), np.abs(rows).sum(axis=1, dtype=np.int64)
+    positive, negative = (size + total) // 2, (total - size) // 2
     highest = positive * x.hi + negative * x.lo + bias.astype(np.int64)
     lowest = positive * x.lo + negative * x.hi + bias.astype(np.int64)
     return int(lowest.min()), int(highest.max())
+
+
+def largest_sum(x: torch.Tensor, weight: torch.Tensor) -> int:
+    """A bound of the sums of |x| times |weight| `[N, K]`, by the weights' own where that of all
+    weights is too large for float32."""
+    most, least = (128 if x.dtype == torch.int8 else 255), weight.shape[1] * 127
+    if most * least < 2**24:
+        return most * least
+    return most * int(weight.to(torch.int32).abs().sum(1, dtype=torch.int32).max())
 
 
 def known(kind: IntType) -> np.ndarray:
@@ -82,9 +91,8 @@ class Linear(Op):
 
     def run(self, *args: torch.Tensor) -> torch.Tensor:
         x, weight, bias, multiplier = args
-        rows = weight.to(torch.int64).abs().sum(1).max()
-        acc = exact_matmul(x, weight.T, int(rows) * (128 if x.dtype == torch.int8 else 255)) + bias
-        out = requantise(acc, multiplier.to(torch.int64), self.shift) + self.zero_point
+        acc = exact_matmul(x, weight.T, largest_sum(x, weight)).add_(bias.to(torch.int64))
+        out = requantise(acc, multiplier.to(torch.int64), self.shift).add_(self.zero_point)
         return saturate(out, self.dtype, self.lo, self.hi)
 
     def macs(self, *args: IntType) -> int:

@@ -69,7 +69,9 @@ class Matmul(Op):
         a, b = args
         largest = 2**15 if a.dtype == torch.int16 else 255
         acc = exact_matmul(a, b, a.shape[-1] * largest * 255)
-        out = requantise(acc, self.multiplier, self.shift) + self.zero_point
+        if self.shift == 0 and self.multiplier == 1:
+            return saturate(acc + self.zero_point, self.dtype, self.lo, self.hi)
+        out = requantise(acc, self.multiplier, self.shift).add_(self.zero_point)
         return saturate(out, self.dtype, self.lo, self.hi)
 
     def macs(self, *args: IntType) -> int:

@@ -14,10 +14,10 @@ from iqvit.arith import (
     requantise,
     requantise_range,
     require_int32,
-    saturate,
 )
 from iqvit.inttype import LIMITS, IntType, QParams, constant_type
 from iqvit.ops.base import Op, Sample, want
+from iqvit.ops.unary import unary
 
 SEGMENTS = 256
 TABLE_LIMIT = 2**14
@@ -97,17 +97,20 @@ class Rectified(Op):
         return IntType(self.dtype, x.shape, lo, hi)
 
     def run(self, *args: torch.Tensor) -> torch.Tensor:
-        x, table, multiplier, zero = (t.to(torch.int64) for t in args)
-        u = x.abs()
+        x, table, multiplier, zero = args
+        entries = table.to(torch.int64)
         last = table.numel() - 1
-        index = (u >> self.step).clamp(max=last)
-        left = table[index]
-        right = table[(index + 1).clamp(max=last)]
-        part = u & ((1 << self.step) - 1)
-        bump = left + requantise(right - left, part, self.step)
-        value = (x.clamp(min=0) << self.fraction) + bump
-        out = requantise(value, multiplier, self.shift) + zero
-        return saturate(out, self.dtype, self.lo, self.hi)
+
+        def value(x: torch.Tensor) -> torch.Tensor:
+            u = x.abs()
+            index = (u >> self.step).clamp(max=last)
+            left = entries[index]
+            right = entries[(index + 1).clamp(max=last)]
+            part = u & ((1 << self.step) - 1)
+            bump = left + requantise(right - left, part, self.step)
+            return (x.clamp(min=0) << self.fraction) + bump
+
+        return unary(value, x, multiplier, zero, self)
 
     def lower(self, bb: Any, args: list[Any], types: list[IntType], out: IntType) -> Any:
         from iqvit.ops import te

@@ -17,7 +17,7 @@ from iqvit.arith import (
 )
 from iqvit.inttype import LIMITS, IntType, QParams, constant_type
 from iqvit.ops.base import Op, Sample, want
-from iqvit.ops.linear import check_epilogue, known, weighted_range
+from iqvit.ops.linear import check_epilogue, known, largest_sum, weighted_range
 
 FRACTION = 8  # bits below an output step that the bias is added with
 MULTIPLIER_BITS = 15  # times a peak of at most 16 bits gives 31
@@ -77,11 +77,11 @@ class RowLinear(Op):
 
     def run(self, *args: torch.Tensor) -> torch.Tensor:
         x, peak, weight, bias, multiplier = args
-        rows = weight.to(torch.int64).abs().sum(1).max()
-        acc = exact_matmul(x, weight.T, int(rows) * (128 if x.dtype == torch.int8 else 255))
-        factor = multiplier.to(torch.int64) * peak
-        fine = requantise(acc, factor, self.shift) + bias
-        return saturate(requantise(fine, 1, FRACTION), self.dtype, self.lo, self.hi)
+        acc = exact_matmul(x, weight.T, largest_sum(x, weight))
+        factor = peak.to(torch.int64) * multiplier.to(torch.int64)
+        fine = requantise(acc, factor, self.shift)
+        rounded = fine.add_(bias.to(torch.int64) + (1 << (FRACTION - 1)))
+        return saturate(rounded.bitwise_right_shift_(FRACTION), self.dtype, self.lo, self.hi)
 
     def macs(self, *args: IntType) -> int:
         return args[0].size * args[2].shape[0]

@@ -42,7 +42,7 @@ class RowQuantise(Op):
         return IntType("int8", x.shape, -127, 127)
 
     def run(self, *args: torch.Tensor) -> torch.Tensor:
-        x, peak = (t.to(torch.int64) for t in args)
+        x, peak = (t.to(torch.int32) for t in args)
         inverse = (self.levels << FRACTION) // peak
         shifted = x - self.offset if self.one_sided else x
         out = requantise(shifted, inverse, FRACTION)

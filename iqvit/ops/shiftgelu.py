@@ -7,10 +7,11 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from iqvit.arith import clamp_range, multipliers, requantise, requantise_range, saturate
+from iqvit.arith import clamp_range, multipliers, requantise_range
 from iqvit.inttype import LIMITS, IntType, QParams, constant_type
 from iqvit.ops.base import Op, Sample, want
 from iqvit.ops.shiftexp import INT31, shift_exp, shift_exp_te
+from iqvit.ops.unary import unary
 
 OCTAVES = 23  # n of the released code
 SIGMOID_BITS = 8
@@ -45,6 +46,14 @@ class ShiftGelu(Op):
         op = ShiftGelu(math.floor(-1 / (1.702 * scale)), shift, dtype, *LIMITS[dtype])
         return op, m.astype(np.int32), zero
 
+    @staticmethod
+    def real(x: torch.Tensor) -> torch.Tensor:
+        """The real function that the integers round, over rows `[..., C]`; differentiable."""
+        top = x.amax(-1, keepdim=True).clamp(min=0)
+        octave = 1.702 / math.log(2)
+        e, one = (torch.exp2((octave * y).clamp(min=-OCTAVES)) for y in (x - top, -top))
+        return x * e / (e + one)
+
     def infer(self, *args: IntType) -> IntType:
         x, multiplier, zero = args
         want(self.x0 <= -1, "the input scale is above 1/1.702")
@@ -57,13 +66,18 @@ class ShiftGelu(Op):
         return IntType(self.dtype, x.shape, lo, hi)
 
     def run(self, *args: torch.Tensor) -> torch.Tensor:
-        x, multiplier, zero = (t.to(torch.int64) for t in args)
+        x, multiplier, zero = args
         top = x.amax(-1, keepdim=True).clamp(min=0)
-        e = shift_exp(x - top, self.x0, OCTAVES)
-        total = (e + shift_exp(-top, self.x0, OCTAVES)).clamp(max=INT31)
-        sigmoid = (e * (INT31 // total)) >> SIGMOID_SHIFT
-        out = requantise(x * sigmoid, multiplier, self.shift) + zero
-        return saturate(out, self.dtype, self.lo, self.hi)
+
+        def value(pair: torch.Tensor) -> torch.Tensor:
+            # A table has pairs, too, that no row has: a top below 0, or below x.
+            x, top = (pair & 255) - 128, (pair >> 8).clamp(min=0)
+            e = shift_exp((x - top).clamp(max=0), self.x0, OCTAVES)
+            total = (e + shift_exp(-top, self.x0, OCTAVES)).clamp(max=INT31)
+            return x * ((e * (INT31 // total)) >> SIGMOID_SHIFT)
+
+        pair = (top.to(torch.int16) << 8) + (x.to(torch.int16) + 128)
+        return unary(value, pair, multiplier, zero, self)
 
     def lower(self, bb: Any, args: list[Any], types: list[IntType], out: IntType) -> Any:
         from iqvit.ops import te

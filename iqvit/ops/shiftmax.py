@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from iqvit.arith import tabulated
 from iqvit.inttype import LIMITS, IntType, QParams
 from iqvit.ops.base import Op, Sample, want
 from iqvit.ops.shiftexp import INT31, shift_exp, shift_exp_te
@@ -37,8 +38,12 @@ class Shiftmax(Op):
         return IntType("int16", x.shape, 0, 32767)
 
     def run(self, *args: torch.Tensor) -> torch.Tensor:
-        x = args[0].to(torch.int64)
-        e = shift_exp(x - x.amax(-1, keepdim=True), self.x0, OCTAVES).clamp(min=0)
+        x = args[0].to(torch.int16)
+
+        def exponential(below: torch.Tensor) -> torch.Tensor:
+            return shift_exp(-below, self.x0, OCTAVES).clamp(min=0)
+
+        e = tabulated(exponential, (x.amax(-1, keepdim=True) - x).to(torch.uint8))
         factor = INT31 // e.sum(-1, keepdim=True).clamp(max=INT31)
         return ((e * factor) >> 16).clamp(max=32767).to(torch.int16)
 

@@ -68,7 +68,7 @@ class Softmax(Op):
 
     def run(self, *args: torch.Tensor) -> torch.Tensor:
         x = args[0].to(torch.int64)
-        p = self.exp.run(x.amax(-1, keepdim=True) - x, FULL)
+        p = self.exp.run(x.amax(-1, keepdim=True) - x, FULL).to(torch.int64)
         reciprocal = self.numerator // p.sum(-1, keepdim=True)
         out = requantise(p * reciprocal, 1, self.shift) + self.zero_point
         return saturate(out, self.dtype, self.lo, self.hi)

@@ -14,8 +14,8 @@ ROOM = 0.49
 class Product(nn.Module):
     """`forward()` gives the rounded weight as reals, whose gradient is that of the real weight.
 
-    It starts with the integers that calibration chose: the real weight is the given one, moved
-    where it must be to the nearest value that rounds to them. One step size an output channel, or
+    It starts with the integers that calibration chose: a given weight that rounds to another one is
+    mirrored to its side of the boundary between them. One step size an output channel, or
     one for all (`shared`); where it is not `learned` it follows the channel's largest weight.
 
     weight: float32 `[N, ...]`. rounded: calibration's integers, scales and corrected bias. columns:
@@ -43,11 +43,10 @@ class Product(nn.Module):
         self.register_buffer("columns", columns.to(torch.float64).clone())
         codes = torch.from_numpy(rounded.q.copy()).to(torch.float64)
         steps = self._spread(scale) / self.columns
-        placed = torch.clamp(weight.double() / steps, codes - ROOM, codes + ROOM) * steps
-        self.weight = nn.Parameter(placed.to(torch.float32))
+        self.weight = nn.Parameter((_inside(weight.double() / steps, codes) * steps).float())
         self.bias = nn.Parameter(torch.from_numpy(rounded.bias.copy()).to(torch.float32))
         with torch.no_grad():
-            largest = self._largest()
+            largest = self._largest(self.weight.double() * self.columns)
         filler = scale * self.most
         self.register_buffer("largest", torch.where(largest > 0, largest, filler))
         self.moved = nn.Parameter(torch.zeros(1 if shared else len(scale))) if learned else None
@@ -55,41 +54,55 @@ class Product(nn.Module):
     def forward(self) -> Tensor:
         """The weight that the integers stand for, float32 `[N, ...]`."""
         with torch.no_grad():
-            steps = self._spread(self._scale()) / self.columns
-            value = (self._codes() * steps).to(torch.float32)
-            bound = self.most * steps
-            inside = within(self.weight, -bound, bound, steps)
+            codes, scale = self._present()
+            steps = self._spread(scale) / self.columns
+            value = (codes * steps).to(torch.float32)
         if self.moved is None:
             return straight(self.weight, value)
+        with torch.no_grad():
+            bound = self.most * steps
+            inside = within(self.weight, -bound, bound, steps)
         factor = self._spread(learned_factor(self.moved))
         return straight(self.weight, value, inside, factor, self.most)
 
     @torch.no_grad()
     def rounded(self, input_factor: float) -> Weight:
         """What conversion reads; the input's scale is `input_factor` times the calibrated one."""
+        codes, scale = self._present()
         return Weight(
-            self._codes().to(torch.int8).cpu().numpy(),
-            (self._scale() * input_factor).cpu().numpy(),
+            codes.to(torch.int8).cpu().numpy(),
+            (scale * input_factor).cpu().numpy(),
             self.bias.double().cpu().numpy().astype(np.float64),
         )
 
-    def _codes(self) -> Tensor:
-        """Rounded half up, float64 `[N, ...]`."""
-        u = self.weight.double() * self.columns / self._spread(self._scale())
-        return torch.floor(u + 0.5).clamp(-self.most, self.most)
-
-    def _scale(self) -> Tensor:
-        """The present scale, float64 `[N]`; exactly the calibrated one at the start."""
+    def _present(self) -> tuple[Tensor, Tensor]:
+        """The integers, rounded half up, float64 `[N, ...]`, and their scale, float64 `[N]`: at the
+        start exactly the calibrated one."""
+        units = self.weight.double() * self.columns
         if self.moved is not None:
-            return self.scale * bounded(learned_factor(self.moved)).double()
-        largest = self._largest()
-        return self.scale * torch.where(largest > 0, largest / self.largest, 1.0)
+            scale = self.scale * bounded(learned_factor(self.moved)).double()
+        else:
+            largest = self._largest(units)
+            scale = self.scale * torch.where(largest > 0, largest / self.largest, 1.0)
+        codes = units.div_(self._spread(scale)).add_(0.5).floor_().clamp_(-self.most, self.most)
+        return codes, scale
 
-    def _largest(self) -> Tensor:
-        """The largest weight of each channel in units of its columns, float64 `[N]`."""
-        largest = (self.weight.double() * self.columns).abs().flatten(1).amax(1)
+    def _largest(self, units: Tensor) -> Tensor:
+        """The largest of each channel's weights `[N, ...]`, float64 `[N]`."""
+        largest = units.flatten(1).abs().amax(1)
         return largest.max().expand_as(largest) if self.shared else largest
 
     def _spread(self, vector: Tensor) -> Tensor:
         """`[N]` over the weight's axes."""
         return vector.reshape(-1, *[1] * (self.columns.ndim - 1))
+
+
+def _inside(units: Tensor, codes: Tensor) -> Tensor:
+    """Weights in steps, within ROOM of their integers.
+
+    What is beyond is mirrored, not clamped: at the boundary a first small step would round all of
+    them back at once, which with 4 bits ruins the model.
+    """
+    off = units - codes
+    beyond = (off.abs() - ROOM).clamp(min=0)
+    return codes + off.sign() * (off.abs() - 2 * beyond).clamp(min=0)

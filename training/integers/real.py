@@ -11,6 +11,7 @@ from iqvit.canonical import CanonicalModel, op_of
 from iqvit.intgraph import Node
 from iqvit.inttype import LIMITS, QParams
 from iqvit.ops.row_quantise import RowQuantise
+from iqvit.ops.shiftgelu import ShiftGelu
 from iqvit.training.integers.program import Program
 from iqvit.training.integers.straight import dequantised, real_limits, straight, within
 
@@ -85,7 +86,13 @@ class RealPass:
         args = fx.map_arg(node.args, operand)
         if node.name in self.weights:
             args = (args[0], *self.weights[node.name], *args[3:])
-        real = self._attention(node, args) if operator == "attention" else _call(node, args)
+        if operator == "attention":
+            real = self._attention(node, args)
+        elif isinstance(made.op, ShiftGelu):
+            # Half of every negative value in some rows: nothing learns that from GELU's gradient.
+            real = made.op.real(args[0])
+        else:
+            real = _call(node, args)
         return real if operator in MOVES else self._rounded(real, made, node.name)
 
     def _rounded(self, real: Tensor, made: Node, name: str) -> Tensor:

@@ -66,7 +66,7 @@ class _Straight(Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (inside,) = ctx.saved_tensors
         (grad,) = grads
-        return (grad if inside is None else grad * inside), None, None
+        return _stopped(grad, inside), None, None
 
 
 class _StraightStep(Function):
@@ -91,7 +91,11 @@ class _StraightStep(Function):
         factor, inside, moved = ctx.saved_tensors
         (grad,) = grads
         by_factor = (grad * moved).sum_to_size(factor.shape) * ctx.gain / factor
-        return (grad if inside is None else grad * inside), by_factor, None, None, None
+        return _stopped(grad, inside), by_factor, None, None, None
+
+
+def _stopped(grad: Tensor, inside: Tensor | None) -> Tensor:
+    return grad if inside is None else torch.where(inside, grad, 0.0)
 
 
 def within(real: Tensor, lo: Tensor | float, hi: Tensor | float, step: Tensor | float) -> Tensor:
@@ -107,5 +111,7 @@ def real_limits(scale: Any, zero_point: Any, limits: tuple[int, int]) -> tuple[A
 
 def dequantised(q: Tensor, scale: Any, zero_point: Any) -> Tensor:
     """Integers of at most 24 bits as the reals that they stand for, float32."""
-    shifted = q.to(torch.float32)
-    return (shifted - zero_point) * scale
+    value = q.to(torch.float32)
+    if isinstance(zero_point, Tensor) or zero_point:
+        value = value - zero_point
+    return value * scale
