@@ -64,13 +64,14 @@ def begin(namespace: dict[str, Any]) -> None:
     from iqvit.canonical import OPS
     from iqvit.converters import CONVERTERS
     from iqvit.ops import REGISTRY
+    from iqvit.passes.normalize_arguments import RULES
     from iqvit.tvm_backend.kernels.isa import ISAS
     from iqvit.tvm_backend.targets import TARGETS
 
     page = namespace["page"] = Page()
     folder = page.stack.enter_context(tempfile.TemporaryDirectory())
     page.stack.enter_context(chdir(folder))
-    for registry in (OPS, CONVERTERS, REGISTRY, ISAS, TARGETS, os.environ):
+    for registry in (OPS, CONVERTERS, REGISTRY, RULES, ISAS, TARGETS, os.environ):
         page.stack.enter_context(patch.dict(registry))
     page.stack.enter_context(patch.dict(sys.modules))
     page.stack.enter_context(patch.object(sys, "path", [folder, *sys.path]))
