@@ -59,9 +59,7 @@ def targets() -> list[tuple[str, ...]]:
     return [("target", "instruction set", "the CPU needs"), *rows]
 
 
-TABLES = {
-    table.__name__: table for table in (canonical, remedies, settings, integer, targets)
-}
+TABLES = {table.__name__: table for table in (canonical, remedies, settings, integer, targets)}
 
 
 def markdown(rows: list[tuple[str, ...]]) -> str:
