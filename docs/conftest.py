@@ -73,11 +73,18 @@ def begin(namespace: dict[str, Any]) -> None:
     page.stack.enter_context(chdir(folder))
     for registry in (OPS, CONVERTERS, REGISTRY, RULES, ISAS, TARGETS, os.environ):
         page.stack.enter_context(patch.dict(registry))
-    page.stack.enter_context(patch.dict(sys.modules))
+    page.stack.callback(forget, folder)
     page.stack.enter_context(patch.object(sys, "path", [folder, *sys.path]))
     page.stack.callback(torch.set_num_threads, torch.get_num_threads())
     os.environ.update(ENVIRONMENT)
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+
+
+def forget(folder: str) -> None:
+    """Drop the modules that a page wrote: another page may have some of the same names."""
+    files = {name: getattr(module, "__file__", None) or "" for name, module in sys.modules.items()}
+    for name in [name for name, file in files.items() if file.startswith(folder)]:
+        del sys.modules[name]
 
 
 def end(namespace: dict[str, Any]) -> None:
