@@ -27,45 +27,45 @@ APPROXIMATIONS: dict[str, tuple[str, ...]] = {
 class Settings:
     """How one node is quantised; the fields are the keys of a recipe's tables.
 
-    weight_bits         2..8, width of the weights (stored as int8), symmetric
-    weight_granularity  "channel" (a scale per output channel) or "tensor"
-    weight_rounding     "nearest", or "gptq": errors move to weights not yet rounded
-    bits                0 (8 for what matrix products read, 20 for the residual stream, 16 for the
-                        rest), 8 or 16: the output; also 9..15 of a linear, convolution, sum,
-                        sigmoid or tanh
-    input_bits          0 (the operator's usual one), 8 or 16: what a non-linear operator reads
-    granularity         how a linear scales its 8-bit input. "row": every token by its own largest
-                        value, at run time, in integers; "channel": a fixed scale per channel where
-                        a LayerNorm or GELU that only linears read makes it; "tensor": one scale
-    alpha               0..1, how much of the spread of a LayerNorm's or GELU's channels moves into
-                        the weights that read it (equalisation); -1 searches it per node for the
-                        smallest error of the linears' outputs
-    observer            "minmax", "percentile", "mse" or "entropy": the range of 8-bit values
-    percentile          percent of the values that the percentile observer keeps
-    headroom            16- and 20-bit ranges are this many times the largest value seen
-    margin              8-bit min-max ranges are this many times the range seen
-    approximation       "" (the best measured), or a name of APPROXIMATIONS
-    probability_bits    0 (8 in attention, 16 for the few samples of deformable attention), 8 or
-                        16: unnormalised probabilities
-    fraction_bits       1..8, of the places between cells that bilinear sampling reads
-    bias_correction     whether biases make up for the mean error of the rounding
+    Raises `RecipeError` for a value that is not among those allowed.
     """
 
     weight_bits: int = 8
+    """2..8: the width of the weights, which are stored as int8, symmetric."""
     weight_granularity: str = "channel"
+    """A scale per output channel ("channel") or one for all ("tensor")."""
     weight_rounding: str = "gptq"
+    """To the "nearest", or "gptq": errors move to weights that are not rounded yet."""
     bits: int = 0
+    """Of the output: 0 (8 for what matrix products read, 20 for the residual stream, 16 for the
+    rest), 8 or 16; also 9..15 of a linear, convolution, sum, sigmoid or tanh."""
     input_bits: int = 0
+    """What a non-linear operator reads: 0 (the operator's usual width), 8 or 16."""
     granularity: str = "row"
+    """How a linear scales its 8-bit input. "row": every token by its own largest value, at run
+    time, in integers; "channel": a fixed scale per channel where a LayerNorm or GELU that only
+    linears read makes it; "tensor": one scale."""
     alpha: float = -1.0
+    """0..1: how much of the spread of a LayerNorm's or GELU's channels moves into the weights that
+    read it (equalisation); -1 searches it per node for the smallest error of the linears'
+    outputs."""
     observer: str = "minmax"
+    """Finds the range of 8-bit values: "minmax", "percentile", "mse" or "entropy"."""
     percentile: float = 99.99
+    """Percent of the values that the percentile observer keeps, 50..100."""
     headroom: float = 1.5
+    """16- and 20-bit ranges are this many times the largest value seen, 1..64."""
     margin: float = 1.0
+    """8-bit min-max ranges are this many times the range seen, 0.1..4."""
     approximation: str = ""
+    """The best measured (""), or a name that `APPROXIMATIONS` has for the operator."""
     probability_bits: int = 0
+    """Of unnormalised probabilities: 0 (8 in attention, 16 for the few samples of deformable
+    attention), 8 or 16."""
     fraction_bits: int = 8
+    """1..8: of the places between cells that bilinear sampling reads."""
     bias_correction: bool = True
+    """Whether biases make up for the mean error of the rounding."""
 
     def __post_init__(self) -> None:
         _one_of("weight_bits", self.weight_bits, tuple(range(2, 9)))
@@ -240,7 +240,7 @@ def parse_recipe(text: str, where: str = "recipe") -> Recipe:
 
 
 def load_recipe(path: Path) -> Recipe:
-    """A recipe from a TOML file."""
+    """A recipe from a TOML file; `RecipeError` where it cannot be read or says what cannot be."""
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

@@ -11,6 +11,13 @@ from typing import Any
 
 from iqvit.errors import IqvitError
 
+__all__ = [
+    "BenchError",
+    "bench",
+    "machine",
+    "percentile",
+]
+
 FLAGS = (
     "avx2",
     "avx_vnni",
@@ -57,7 +64,8 @@ def bench(
     takes seconds: it has no warm-up and no calls that are not timed.
 
     Row: model, threads, runs, latency_ms (median), latency_p90_ms, latency_min_ms (milliseconds of
-    one call of `batch` images), fps (images a second, from the median).
+    one call of `batch` images), fps (images a second, from the median). Raises `BenchError` where
+    there is nothing to measure.
     """
     wanted = dict.fromkeys(models, runs) | dict(fewer or {})
     least = min((runs, batch, *wanted.values(), *threads), default=0)

@@ -16,6 +16,15 @@ from iqvit.eval.preprocess import Preprocess, batches
 from iqvit.eval.shards import Record, Scored, score_all
 from iqvit.eval.traces import names_and_sizes
 
+__all__ = [
+    "ClassificationJob",
+    "Predictor",
+    "Settings",
+    "evaluate",
+    "spread",
+    "without",
+]
+
 T = TypeVar("T")
 Predictor = Callable[[Tensor], Tensor]
 """uint8 [N, 3, H, W] -> scores [N, classes], integer or float."""
@@ -71,6 +80,7 @@ class ClassificationJob:
         }
 
     def score(self, unit: int) -> Record:
+        """The records of one batch, by its number; `DataError` for a label that no score has."""
         items = self.items[unit * self.unit : (unit + 1) * self.unit]
         skipped: list[DataError] = []
         groups = batches(
@@ -186,7 +196,10 @@ def without(items: Sequence[Item], exclude: Collection[Path]) -> list[Item]:
 
 
 def spread(items: Sequence[T], limit: int | None) -> list[T]:
-    """`limit` of the items, evenly spaced in their order; all of them for None or too many."""
+    """`limit` of the items, evenly spaced in their order; all of them for None or too many.
+
+    Raises `DataError` for a limit below 1.
+    """
     if limit is None or limit >= len(items):
         return list(items)
     if limit < 1:

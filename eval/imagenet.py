@@ -10,6 +10,14 @@ from typing import TypeVar
 
 from iqvit.errors import DataError
 
+__all__ = [
+    "ImageSet",
+    "Item",
+    "choose",
+    "list_images",
+    "read_imagenet",
+]
+
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".gif", ".tif", ".tiff")
 INDEXED = re.compile(r"(\d+)[_-]")
 """A file name that begins with its class: 0017_n01530575_brambling.jpg."""

@@ -14,6 +14,14 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 from iqvit.errors import DataError
 from iqvit.models.float_model import CROPS, INTERPOLATIONS
 
+__all__ = [
+    "Batch",
+    "Preprocess",
+    "batches",
+    "load_images",
+    "read_image",
+]
+
 WIDE_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")
 """Pillow's modes of more than 8 bits a channel."""
 MOST_PIXELS = 1 << 27

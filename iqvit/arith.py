@@ -9,6 +9,17 @@ import torch
 from iqvit.errors import GraphError, OverflowProofError
 from iqvit.inttype import LIMITS, TORCH_DTYPES
 
+__all__ = [
+    "clamp_range",
+    "exact_matmul",
+    "isqrt",
+    "multipliers",
+    "requantise",
+    "requantise_range",
+    "require_int32",
+    "saturate",
+]
+
 MULTIPLIER_BITS = 31
 
 
@@ -55,6 +66,7 @@ def multipliers(ratio: float | np.ndarray, bits: int = MULTIPLIER_BITS) -> tuple
     """Real factors as `m * 2**-shift` with one shift: the largest |m| has `bits` bits.
 
     Returns int64 multipliers of the shape of `ratio` and the shift (1..62). Only for building.
+    Raises `GraphError` for a factor that is not finite or too large.
     """
     factors = np.asarray(ratio, dtype=np.float64)
     largest = float(np.max(np.abs(factors)))
@@ -88,6 +100,7 @@ def exact_matmul(
 
     A float32 product is exact while every partial sum stays below 2**24, a float64 one below 2**53;
     BLAS makes them far faster than an integer loop. A GPU that is allowed TF32 has no float32.
+    Raises `OverflowProofError` for a larger bound.
     """
     if bound < 2**24 and (not a.is_cuda or torch.get_float32_matmul_precision() == "highest"):
         return (a.to(torch.float32) @ b.to(torch.float32)).to(dtype)

@@ -1,5 +1,19 @@
 """What a user can do wrong, and how it is told: one message, no traceback, exit code 2."""
 
+__all__ = [
+    "CaptureError",
+    "DataError",
+    "FileFormatError",
+    "GraphError",
+    "IqvitError",
+    "ModelError",
+    "OverflowProofError",
+    "RecipeError",
+    "TargetError",
+    "UnsupportedOp",
+    "node_message",
+]
+
 
 class IqvitError(Exception):
     """Base of every error that the user can act on; the command line prints it and exits with 2."""

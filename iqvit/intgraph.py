@@ -15,6 +15,12 @@ from iqvit.ops.base import Op
 from iqvit.ops.constant import Constant
 from iqvit.ops.input import Input
 
+__all__ = [
+    "GraphBuilder",
+    "IntGraph",
+    "Node",
+]
+
 
 @dataclass(frozen=True)
 class Node:

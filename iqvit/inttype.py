@@ -7,6 +7,14 @@ import torch
 
 from iqvit.errors import GraphError, OverflowProofError
 
+__all__ = [
+    "LIMITS",
+    "TORCH_DTYPES",
+    "IntType",
+    "QParams",
+    "constant_type",
+]
+
 LIMITS: dict[str, tuple[int, int]] = {
     "int8": (-128, 127),
     "uint8": (0, 255),
@@ -62,7 +70,10 @@ class IntType:
 
 
 def constant_type(value: np.ndarray) -> IntType:
-    """The type of a known tensor: its range is the one of its elements."""
+    """The type of a known tensor: its range is the one of its elements.
+
+    Raises `GraphError` for an empty tensor or one that is not of integers.
+    """
     name = value.dtype.name
     if value.size == 0:
         raise GraphError("a constant needs at least one element")

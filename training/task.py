@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 from iqvit.processes import World
 
+__all__ = ["Network", "Task"]
+
 Network = Callable[..., Any]
 """The model as the trainer calls it: itself, or the wrapper that averages gradients."""
 

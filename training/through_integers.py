@@ -55,7 +55,8 @@ def through_integers(
 ) -> "ThroughIntegers":
     """`iqvit.quantize`, but for the model that goes on learning; the arguments are the same.
 
-    At first its program is the one that `iqvit.quantize` returns, bit for bit.
+    At first its program is the one that `iqvit.quantize` returns, bit for bit. Raises what that
+    does.
     """
     canonical, batches = canonical_of(
         model, images, mean=mean, std=std, outputs=outputs, progress=progress
@@ -103,6 +104,7 @@ class ThroughIntegers(nn.Module):
         return self.frame.model.input_shape
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """uint8 `[B, 3, H, W]` -> float32 `[B, ...]` by name; see the class."""
         check_images(images, self.input_shape)
         # Autocasting would take the program's exact products for ordinary ones.
         with torch.autocast(images.device.type, enabled=False):

@@ -20,6 +20,14 @@ from iqvit.training.memory import keep_memory
 from iqvit.training.optimise import Average, adamw, schedule, set_learning_rate
 from iqvit.training.task import Task
 
+__all__ = [
+    "Output",
+    "Progress",
+    "Row",
+    "Schedule",
+    "Trainer",
+]
+
 Row = dict[str, float]
 Progress = Callable[[int, int, float, float], None]
 """Called after each step as progress(steps done of the epoch, their total, loss, samples/s)."""

@@ -12,6 +12,10 @@ from iqvit.processes import World
 from iqvit.training.task import Network
 from iqvit.training.through_integers import ThroughIntegers
 
+__all__ = [
+    "Tuning",
+]
+
 Outputs = Mapping[str, Tensor]
 
 
@@ -37,21 +41,27 @@ class Tuning:
         """Nothing has to be counted."""
 
     def sample(self, index: int) -> tuple[Any, ...]:
+        """`read`."""
         return self.read(index)
 
     def collate(self, samples: Sequence[tuple[Any, ...]]) -> tuple[Any, ...]:
+        """Each place of the tuples as one tensor, by torch's usual rule."""
         return tuple(default_collate(list(samples)))
 
     def loss(self, network: Network, batch: Any) -> Tensor:
+        """`criterion` of the network's outputs for the images of a batch, a scalar."""
         return self.criterion(network(batch[0]), batch)
 
     def learning_rate_scale(self, name: str) -> float:
+        """All parameters learn alike."""
         return 1.0
 
     def validate(self, model: nn.Module, world: World) -> dict[str, float]:
+        """`score`."""
         return self.score(learning(model), world)
 
     def save(self, folder: Path, model: nn.Module) -> None:
+        """The program of the present weights, as model.iqv."""
         learning(model).save(folder)
 
 

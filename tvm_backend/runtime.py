@@ -18,6 +18,11 @@ from iqvit.tvm_backend.threads import prepare_threads, set_threads
 if TYPE_CHECKING:
     import torch
 
+__all__ = [
+    "Artifact",
+    "load",
+]
+
 LAST = (0, 2, 3, 1)
 """The axes of [N, C, H, W] as a library of the layout `nhwc` takes them."""
 ALIGNMENT = 64

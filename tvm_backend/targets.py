@@ -20,6 +20,17 @@ from iqvit.tvm_backend.kernels.isa import (
 if TYPE_CHECKING:
     import tvm
 
+__all__ = [
+    "HOST",
+    "TARGETS",
+    "Target",
+    "cpu_name",
+    "host_features",
+    "missing_features",
+    "names",
+    "resolve",
+]
+
 CPUINFO = Path("/proc/cpuinfo")
 HOST = "host"
 

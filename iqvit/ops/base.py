@@ -13,6 +13,14 @@ import torch
 from iqvit.errors import GraphError
 from iqvit.inttype import IntType, QParams
 
+__all__ = [
+    "REGISTRY",
+    "Op",
+    "Sample",
+    "broadcast_shapes",
+    "want",
+]
+
 REGISTRY: dict[str, type["Op"]] = {}
 
 

@@ -100,6 +100,24 @@ def _stack(node: fx.Node, values: dict[str, Any]) -> None:
     replace(node, aten.cat.default, pieces, dim)
 
 
+def _clamp(node: fx.Node, values: dict[str, Any]) -> None:
+    _bound(node, values["self"], values["min"], values["max"])
+
+
+def _hardtanh(node: fx.Node, values: dict[str, Any]) -> None:
+    _bound(node, values["self"], values["min_val"], values["max_val"])
+
+
+def _relu6(node: fx.Node, values: dict[str, Any]) -> None:
+    _bound(node, values["self"], 0.0, 6.0)
+
+
+def _bound(node: fx.Node, x: Any, lo: Any, hi: Any) -> None:
+    """A clamp with bounds of type float; one that lacks a bound stays for the checker."""
+    if lo is not None and hi is not None:
+        replace(node, aten.clamp.default, x, float(lo), float(hi))
+
+
 def _topk(node: fx.Node, values: dict[str, Any]) -> None:
     args = (values["k"], _dim(values), values["largest"], values["sorted"])
     if len(operands(node)) != 5 or tuple(operands(node)[1:]) != args:
@@ -130,6 +148,9 @@ RULES: dict[Any, Callable[[fx.Node, dict[str, Any]], None]] = {
     aten.cat: _cat,
     aten.concat: _cat,
     aten.stack: _stack,
+    aten.clamp: _clamp,
+    aten.hardtanh: _hardtanh,
+    aten.relu6: _relu6,
     aten.topk: _topk,
     aten.argmax: _argmax,
     aten.grid_sampler: _grid_sampler,

@@ -2,6 +2,18 @@
 
 from dataclasses import dataclass, replace
 
+__all__ = [
+    "ARM_DOTPROD",
+    "ARM_I8MM",
+    "ARM_NEON",
+    "AVX2",
+    "AVX512_VNNI",
+    "AVX_VNNI",
+    "ISAS",
+    "OFFSET",
+    "Isa",
+]
+
 OFFSET = 128
 """What makes a signed byte unsigned, and back."""
 
