@@ -1,0 +1,195 @@
+"""`iqvit report`, all of it after the options: what is made, measured, looked at and written."""
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from iqvit.commands import report_look as look
+from iqvit.commands.quantize import COMPARED, meta_of, names_hash, read_images
+from iqvit.commands.report_data import Material
+from iqvit.commands.report_measure import (
+    make_row,
+    memory_of,
+    prove_contenders,
+    score_contenders,
+    time_contenders,
+)
+from iqvit.commands.report_models import Contender, Models, make_models
+from iqvit.commands.subject import FLOAT, LIBRARY, Subject
+
+if TYPE_CHECKING:
+    from iqvit.calibration.recipe import Recipe
+    from iqvit.commands.screen import Report as Progress
+    from iqvit.eval.report import Provenance, Report, Row
+    from iqvit.intgraph import IntGraph
+    from iqvit.models.float_model import FloatModel
+
+PROFILE_RUNS = 20
+PROGRAM = "calibrated.iqv"
+
+
+@dataclass(frozen=True)
+class Calibrating:
+    """The images that calibrate, and their folder."""
+
+    folder: Path
+    paths: list[Path]
+
+    @property
+    def names(self) -> str:
+        """SHA-256 of their names."""
+        return names_hash(self.folder, self.paths)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a report is made; see the options of `iqvit report`."""
+
+    command: str
+    recipe: "Recipe"
+    seed: int
+    threads: Sequence[int]
+    runs: int
+    pictures: int | None
+
+
+def write_report_of(
+    output: Path,
+    model: "FloatModel",
+    trained: "Sequence[tuple[str, IntGraph]]",
+    material: Material,
+    calibrating: Calibrating,
+    settings: Settings,
+    progress: "Progress",
+) -> "Report":
+    """Make the folder; IqvitError where it cannot be written, and then nothing of it is left."""
+    import shutil
+
+    from iqvit.eval.report_folder import write_report
+    from iqvit.files import new_folder
+
+    pixels, _ = read_images(calibrating.paths, model, False, progress)
+    meta = {**meta_of(model), "seed": settings.seed, "images_hash": calibrating.names}
+    with tempfile.TemporaryDirectory() as place:
+        work = Path(place)
+        models = make_models(model, pixels, settings.recipe, trained, meta, work, progress)
+        found = collect(model, models, material, calibrating, settings, progress)
+        with new_folder(output) as folder:
+            write_report(folder, found)
+            shutil.copyfile(models.program, folder / PROGRAM)
+    return found
+
+
+def collect(
+    model: "FloatModel",
+    models: Models,
+    material: Material,
+    calibrating: Calibrating,
+    settings: Settings,
+    progress: "Progress",
+) -> "Report":
+    """Score, time, prove and look at the models."""
+    from iqvit.eval.preprocess import load_images
+    from iqvit.eval.report import Report
+
+    contenders, threads = models.contenders, settings.threads
+    real = _first(contenders, FLOAT)
+    rows = measure(contenders, material, settings, progress)
+    library = _first(contenders, LIBRARY)
+    library.set_threads(threads[0])
+    operators: tuple[tuple[str, float], ...] = ()
+    if library.folder is not None:
+        operators = look.profile_operators(library.folder, PROFILE_RUNS, progress)
+    for subject in (real, library):
+        subject.set_threads(max(threads))
+    paths = [item.path for item in material.items]
+    some = load_images(paths[:COMPARED], real.preprocess)
+    return Report(
+        model.name,
+        model.task,
+        rows,
+        _provenance(material, calibrating, settings),
+        _notes(model, material, calibrating),
+        look.compare_nodes(models, some, model.task, progress),
+        len(some),
+        operators,
+        threads[0],
+        look.pictures(real, library, material, settings.pictures, progress),
+        look.legend(real),
+    )
+
+
+def measure(
+    contenders: Sequence[Contender], material: Material, settings: Settings, progress: "Progress"
+) -> "tuple[Row, ...]":
+    """A row for each contender."""
+    scores = score_contenders(contenders, material, progress)
+    proofs = prove_contenders(contenders, scores, settings.threads)
+    times = time_contenders(contenders, settings.threads, settings.runs, progress)
+    memory = memory_of(contenders, settings.threads[0])
+    macs = _first(contenders, LIBRARY).facts["macs"]
+    return tuple(
+        make_row(
+            one,
+            scores[one.name],
+            times.get(one.name, ()),
+            proofs.get(one.name),
+            memory.get(one.name),
+            macs,
+        )
+        for one in contenders
+    )
+
+
+def _first(contenders: Sequence[Contender], kind: str) -> Subject:
+    """The float model, or the first program of a kind, which is the calibrated one."""
+    return next(one.subject for one in contenders if one.subject.kind == kind)
+
+
+def _provenance(material: Material, calibrating: Calibrating, settings: Settings) -> "Provenance":
+    from iqvit.eval.bench import machine
+    from iqvit.eval.report import Provenance
+    from iqvit.eval.traces import names_and_contents
+
+    told = (
+        f"{len(calibrating.paths)} images of {calibrating.folder}, SHA-256 of their names "
+        f"{calibrating.names[:12]}"
+    )
+    return Provenance(
+        settings.command,
+        material.place,
+        names_and_contents(material.files),
+        len(material.items),
+        material.available,
+        told,
+        machine(),
+    )
+
+
+def _notes(model: "FloatModel", material: Material, calibrating: Calibrating) -> tuple[str, ...]:
+    notes = [*model.notes, *material.notes]
+    if model.weights.startswith("random"):
+        notes.append(f"The weights are {model.weights}: accuracy says nothing.")
+    count, available = len(material.items), material.available
+    if count < available:
+        notes.append(f"{count} of {available} images were scored (--images), evenly spaced.")
+    scored = {item.path.resolve() for item in material.items}
+    both = sum(path.resolve() in scored for path in calibrating.paths)
+    if both:
+        notes.append(f"{both} of the images that calibrated are scored, too.")
+    return tuple(notes)
+
+
+def said(found: "Report") -> tuple[tuple[str, ...], list[list[Any]]]:
+    """Columns and rows of what is shown when all is done."""
+    columns = ("model", "runs on", *found.metrics)
+    timed = [f"{part}@{n}" for n in found.threads for part in ("latency_ms", "fps")]
+    rows: list[list[Any]] = []
+    for row in found.rows:
+        times = {time.threads: (time.median_ms, time.fps) for time in row.times}
+        speeds = [value for n in found.threads for value in times.get(n, (None, None))]
+        metrics = [row.metrics.get(key) for key in found.metrics]
+        rows.append([row.model, row.runs_on, *metrics, *speeds])
+    return (*columns, *timed), rows
