@@ -77,7 +77,6 @@ class Row:
     memory_kb: int | None = None
     proofs: Proofs | None = None
     dashes: Mapping[str, str] = field(default_factory=dict)
-    note: str = ""
 
     @property
     def name(self) -> str:

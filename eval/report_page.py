@@ -27,8 +27,8 @@ h1 { font-size: 25px; line-height: 1.25; margin: 0 0 4px; }
 h2 { font-size: 18px; margin: 38px 0 8px; padding-top: 10px; border-top: 1px solid #ddd; }
 p { margin: 6px 0 12px; }
 figure { margin: 14px 0 26px; break-inside: avoid; }
-figcaption { font-size: 10.5px; line-height: 1.45; color: #767676; margin-top: 5px; }
-figcaption code { font-size: 10px; word-break: break-all; }
+figcaption { font-size: 9.5px; line-height: 1.4; color: #808080; margin-top: 5px; }
+figcaption code { font-size: 9px; word-break: break-all; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-size: 12.5px; }
 caption { text-align: left; font-weight: bold; font-size: 13px; padding-bottom: 5px; }
@@ -37,7 +37,8 @@ tbody tr:last-child td { border-bottom: 1.5px solid #222; }
 th, td { padding: 4px 7px; text-align: left; font-variant-numeric: tabular-nums; }
 th.n, td.n { text-align: right; }
 td.n { white-space: nowrap; }
-td { vertical-align: top; }
+td { vertical-align: top; overflow-wrap: anywhere; }
+tr > .w:nth-child(-n+2) { white-space: nowrap; }
 ol.notes { font-size: 11px; color: #555; margin: 5px 0 0; padding-left: 20px; }
 ul { padding-left: 20px; margin: 6px 0; }
 svg, img { max-width: 100%; height: auto; display: block; }
@@ -54,7 +55,8 @@ dt { color: #555; } dd { margin: 0; word-break: break-word; }
 """
 
 ROWS: Mapping[str, str] = {
-    FLOAT_ROW: "the model as it is, in 32-bit floats, run by PyTorch.",
+    FLOAT_ROW: "the model as it is, in 32-bit floats, run by PyTorch; its file is 4 bytes a "
+    "parameter.",
     MIXED_ROW: "matrix products, convolutions and additions in the calibrated integers; softmax, "
     "activations, normalisation and sampling by their real functions, between dequantisation and "
     "requantisation. An evaluation in PyTorch alone, for comparison: there is no compiled program "
@@ -173,6 +175,8 @@ def _operators(report: Report, drawn: Mapping[str, str]) -> list[str]:
 def _pictures(report: Report) -> list[str]:
     if not report.strips:
         return []
+    boxes = report.task in ("detection", "multitask")
+    about = "<p>Detections with a score of at least 0.5.</p>" if boxes else ""
     several = max(len(strip.panels) for strip in report.strips) > 1
     strips = [_strip(strip) if several else _cell(strip.panels[0]) for strip in report.strips]
     body = "".join(strips) if several else f'<div class="grid">{"".join(strips)}</div>'
@@ -181,7 +185,7 @@ def _pictures(report: Report) -> list[str]:
         for name, colour in report.legend
     )
     legend = f'<p class="legend">{swatches}</p>' if swatches else ""
-    return [f"<figure>{body}{legend}{_caption(report)}</figure>"]
+    return [about, f"<figure>{body}{legend}{_caption(report)}</figure>"]
 
 
 def _strip(strip: Strip) -> str:

@@ -54,7 +54,7 @@ def accuracy_plot(report: Report) -> str:
     entries = [(row.name, COLOURS[index]) for index, row in enumerate(timed)]
     if mixed is not None:
         entries.append((f"{MIXED_ROW} (not timed)", MIXED_COLOUR))
-    _legend(drawing, entries, 20)
+    _legend(drawing, entries, WIDTH - 170)
     threads = report.threads
     if len(threads) > 1:
         words = f"open: {threads[0]} thread{'s' if threads[0] > 1 else ''}; filled: more"
@@ -86,7 +86,7 @@ def nodes_plot(report: Report) -> str:
         for place, name in enumerate(families)
         if name in used
     ]
-    _legend(drawing, entries, 20)
+    _legend(drawing, entries, WIDTH - 10)
     return _signed(drawing, report)
 
 
@@ -134,11 +134,12 @@ def _marks(frame: Frame, row: Row, key: str, colour: str) -> None:
         frame.drawing.dot(x, y, 5, colour, "#ffffff" if place == 0 and len(xs) > 1 else None)
 
 
-def _legend(drawing: Drawing, entries: Sequence[tuple[str, str]], y: float) -> None:
-    x = 12.0
+def _legend(drawing: Drawing, entries: Sequence[tuple[str, str]], right: float) -> None:
+    """Names with their colours at the top, in as many lines as they need."""
+    x, y = 12.0, 20.0
     for name, colour in entries:
         wide = 26 + 6.3 * len(name)
-        if x + wide > WIDTH - 170 and x > 12:
+        if x + wide > right and x > 12:
             x, y = 12.0, y + 17
         drawing.dot(x + 5, y - 4, 5, colour)
         drawing.text(x + 15, y, name, 11.5)
@@ -154,11 +155,11 @@ def _signed(drawing: Drawing, report: Report) -> str:
 
 
 def _around(values: Sequence[float]) -> tuple[float, float]:
-    """A range that holds values with some room, never so small that noise looks like a step."""
+    """A range of percentages with some room, never so small that noise looks like a step."""
     lo, hi = min(values), max(values)
     room = max(LEAST_SPAN, hi - lo) * 0.6
     middle = (lo + hi) / 2
-    return min(lo, middle - room), max(hi, middle + room)
+    return max(0.0, min(lo, middle - room)), min(100.0, max(hi, middle + room))
 
 
 def _family(operator: str) -> str:

@@ -56,7 +56,7 @@ def tables(report: Report) -> list[Table]:
 def accuracy_table(report: Report) -> Table:
     """Metrics, and latency and speed at every number of threads."""
     notes = _Notes()
-    counts = [(n, f"{n} thread{'s' if n > 1 else ''}") for n in report.threads]
+    counts = [(n, _threads(n)) for n in report.threads]
     timed = [text for _, name in counts for text in (f"{name}, ms", "FPS")]
     columns = ("model", "runs on", *(TITLES[key] for key in report.metrics), *timed)
     rows = []
@@ -89,38 +89,36 @@ def cost_table(report: Report) -> Table:
 
     rows = tuple((r.model, r.runs_on, *(cell(r, key) for key in columns)) for r in report.rows)
     titles = ("model", "runs on", *(title for title, _ in columns.values()))
-    title = "Cost of one image; memory is of the process without Python, at its peak"
+    title = (
+        "Cost of one image; MACs are counted on the program, memory is of a process without Python"
+    )
     return Table("cost", title, titles, rows, 2, tuple(notes.reasons))
 
 
 def proof_table(report: Report) -> Table:
     """What was proved and compared, of the integer programs."""
-    titles = (
-        *("model", "runs on", "float operations", "overflow"),
-        *("equal bits, interpreter and TVM", "machine code"),
-    )
+    titles = ("model", "float operations", "overflow", "equal bits on", "machine code")
     rows = []
     for row in report.rows:
         proofs = row.proofs
-        if proofs is None:
+        if proofs is None or proofs.instructions is None:
             continue
         tight = "" if proofs.headroom_bits is None else f", {proofs.headroom_bits} bits to spare"
-        threads = " and ".join(map(str, proofs.threads))
-        code = DASH
-        if proofs.instructions is not None:
-            code = f"{proofs.float_instructions} of {proofs.instructions:,} float"
+        threads = " and ".join(_threads(count) for count in proofs.threads)
         rows.append(
             (
                 row.model,
-                row.runs_on,
                 "none, proved",
                 f"none, {proofs.facts:,} proofs{tight}",
-                f"{proofs.equal_images} images; {threads} threads",
-                code,
+                f"{proofs.equal_images} images; {threads}",
+                f"{proofs.float_instructions} of {proofs.instructions:,} instructions float",
             )
         )
-    title = "What holds of the integer programs, for every image unless the column says otherwise"
-    return Table("proofs", title, titles, tuple(rows), 6)
+    title = (
+        "What holds of the integer programs for every image; equal bits, of interpreter and TVM, "
+        "are of the images scored, and on the numbers of threads of one of noise"
+    )
+    return Table("proofs", title, titles, tuple(rows), 5)
 
 
 def class_table(report: Report, kind: str) -> Table:
@@ -237,6 +235,10 @@ def _speed(row: Row, threads: int, notes: _Notes) -> tuple[str, str]:
         return dash, dash
     spread = f"{found.median_ms:.1f} [{found.least_ms:.1f}{DASH}{found.p90_ms:.1f}]"
     return spread, f"{found.fps:.1f}"
+
+
+def _threads(count: int) -> str:
+    return f"{count} thread" if count == 1 else f"{count} threads"
 
 
 def _tex(text: str) -> str:

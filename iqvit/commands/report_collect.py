@@ -1,7 +1,9 @@
 """`iqvit report`, all of it after the options: what is made, measured, looked at and written."""
 
+import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +20,7 @@ from iqvit.commands.report_measure import (
 )
 from iqvit.commands.report_models import Contender, Models, make_models
 from iqvit.commands.subject import FLOAT, LIBRARY, Subject
+from iqvit.errors import IqvitError
 
 if TYPE_CHECKING:
     from iqvit.calibration.recipe import Recipe
@@ -65,21 +68,31 @@ def write_report_of(
     progress: "Progress",
 ) -> "Report":
     """Make the folder; IqvitError where it cannot be written, and then nothing of it is left."""
-    import shutil
-
     from iqvit.eval.report_folder import write_report
     from iqvit.files import new_folder
 
     pixels, _ = read_images(calibrating.paths, model, False, progress)
     meta = {**meta_of(model), "seed": settings.seed, "images_hash": calibrating.names}
-    with tempfile.TemporaryDirectory() as place:
-        work = Path(place)
+    with work_folder() as work:
         models = make_models(model, pixels, settings.recipe, trained, meta, work, progress)
         found = collect(model, models, material, calibrating, settings, progress)
         with new_folder(output) as folder:
             write_report(folder, found)
             shutil.copyfile(models.program, folder / PROGRAM)
     return found
+
+
+@contextmanager
+def work_folder() -> Iterator[Path]:
+    """A folder for what is made on the way; IqvitError where there can be none."""
+    try:
+        with tempfile.TemporaryDirectory(prefix="iqvit-report-") as place:
+            yield Path(place)
+    except OSError as error:
+        raise IqvitError(
+            f"cannot work in {tempfile.gettempdir()}: {error.strerror or error}; name another "
+            "folder for temporary files in TMPDIR"
+        ) from error
 
 
 def collect(

@@ -238,5 +238,4 @@ def make_row(
         memory_kb=memory if isinstance(memory, int) else None,
         proofs=proofs,
         dashes=dashes,
-        note=one.note,
     )

@@ -39,7 +39,6 @@ class Contender:
     graph: "IntGraph | None" = None
     mixed: "MixedPrecision | None" = None
     file_bytes: int | None = None
-    note: str = ""
 
     @property
     def name(self) -> str:
@@ -130,7 +129,7 @@ def make_models(
     bytes_ = 4 * real.facts["params"]
     mixed = MixedPrecision(canonical, graph)
     rows = [
-        Contender(FLOAT_ROW, PYTORCH, real, file_bytes=bytes_, note="4 bytes a parameter"),
+        Contender(FLOAT_ROW, PYTORCH, real, file_bytes=bytes_),
         Contender(MIXED_ROW, PYTORCH, graph_subject(graph, MIXED_ROW, mixed, MIXED), mixed=mixed),
     ]
     for place, (name, program) in enumerate([(CALIBRATED_ROW, graph), *trained]):
