@@ -4,18 +4,30 @@ import os
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from iqvit.commands import screen
 from iqvit.commands.options import Classes, InputSize, Seed, Weights, thread_counts
 from iqvit.commands.outputs import require_folder
-from iqvit.commands.quantize import USUAL_IMAGES, calibration_images
-from iqvit.commands.report_collect import Calibrating, Settings, said, write_report_of
-from iqvit.commands.report_data import Asked, calibration_folder, read_material
-from iqvit.commands.report_models import open_trained
+from iqvit.commands.quantize import USUAL_IMAGES
+from iqvit.commands.report_calibration import (
+    by_program,
+    calibration_folder,
+    on_images,
+    require_folder_of_images,
+    require_made_of,
+)
+from iqvit.commands.report_collect import Settings, said, write_report_of
+from iqvit.commands.report_data import Asked, read_material
+from iqvit.commands.report_models import open_trained, require_same_task
 from iqvit.commands.subject import float_subject, load_float
+from iqvit.errors import ModelError
+
+if TYPE_CHECKING:
+    from iqvit.intgraph import IntGraph
+    from iqvit.models.float_model import FloatModel
 
 SPLIT, RUNS = "val", 30
 
@@ -45,6 +57,14 @@ def report(
             metavar="DIR",
             help="Images to calibrate on; otherwise the training split of DIR, or of classified "
             "images some of DIR, which are then not scored.",
+        ),
+    ] = None,
+    calibrated: Annotated[
+        Path | None,
+        typer.Option(
+            "--calibrated",
+            metavar="FILE.iqv",
+            help="What `iqvit quantize` made of SPEC; otherwise the report calibrates one itself.",
         ),
     ] = None,
     trained: Annotated[
@@ -111,6 +131,7 @@ def report(
         "--split": None if split == SPLIT else split,
         "--class-file": class_file,
         "--calib": calib,
+        "--calibrated": calibrated,
         "--trained": trained,
         "--images": images,
         "--calib-images": calib_images,
@@ -129,8 +150,13 @@ def report(
     real = load_float(model, weights, input_size, classes, seed)
     programs = open_trained(trained or (), real)
     folder = calibration_folder(data, split, real.task, calib)
-    calibrating = Calibrating(folder, calibration_images(folder, calib_images, seed))
-    asked = Asked(data, split, class_file, images, tuple(calibrating.paths))
+    if calibrated is None:
+        place = require_folder_of_images(folder, data)
+        calibrating = on_images(place, calib_images, seed)
+    else:
+        unfit = {"--calib-images": calib_images, "--recipe": recipe}
+        calibrating = by_program(open_calibrated(calibrated, real, unfit), folder)
+    asked = Asked(data, split, class_file, images, calibrating.paths)
     material = read_material(float_subject(real), asked)
     with screen.progress() as progress:
         found = write_report_of(output, real, programs, material, calibrating, settings, progress)
@@ -138,6 +164,20 @@ def report(
         screen.note(text)
     screen.table(*said(found), title=f"{model} on {found.provenance.data}")
     print(f"Everything is in {output}; open {output / 'report.html'}")
+
+
+def open_calibrated(path: Path, model: "FloatModel", unfit: Mapping[str, Any]) -> "IntGraph":
+    """The program of `--calibrated`; ModelError for another model's, or beside options (`unfit`)
+    that would make one."""
+    from iqvit.serialize import load
+
+    given = [name for name, value in unfit.items() if value is not None]
+    if given:
+        raise ModelError(f"{given[0]} is for calibrating, which --calibrated has done already")
+    graph = load(path)
+    require_same_task(graph, model, f"--calibrated {path}")
+    require_made_of(graph, model.name, model.weights, path)
+    return graph
 
 
 def usual_threads() -> list[int]:

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from iqvit.commands import report_look as look
-from iqvit.commands.quantize import COMPARED, meta_of, names_hash, read_images
+from iqvit.commands.quantize import COMPARED, meta_of, read_images
+from iqvit.commands.report_calibration import Calibrating
 from iqvit.commands.report_data import Material
 from iqvit.commands.report_measure import (
     make_row,
@@ -24,6 +25,7 @@ from iqvit.errors import IqvitError
 
 if TYPE_CHECKING:
     from iqvit.calibration.recipe import Recipe
+    from iqvit.canonical import CanonicalModel
     from iqvit.commands.screen import Report as Progress
     from iqvit.eval.report import Provenance, Report, Row
     from iqvit.intgraph import IntGraph
@@ -31,19 +33,6 @@ if TYPE_CHECKING:
 
 PROFILE_RUNS = 20
 PROGRAM = "calibrated.iqv"
-
-
-@dataclass(frozen=True)
-class Calibrating:
-    """The images that calibrate, and their folder."""
-
-    folder: Path
-    paths: list[Path]
-
-    @property
-    def names(self) -> str:
-        """SHA-256 of their names."""
-        return names_hash(self.folder, self.paths)
 
 
 @dataclass(frozen=True)
@@ -68,13 +57,19 @@ def write_report_of(
     progress: "Progress",
 ) -> "Report":
     """Make the folder; IqvitError where it cannot be written, and then nothing of it is left."""
+    from iqvit.calibration.quantize import quantize_canonical
     from iqvit.eval.report_folder import write_report
     from iqvit.files import new_folder
 
-    pixels, _ = read_images(calibrating.paths, model, False, progress)
-    meta = {**meta_of(model), "seed": settings.seed, "images_hash": calibrating.names}
+    def program(canonical: "CanonicalModel") -> "IntGraph":
+        if calibrating.graph is not None:
+            return calibrating.graph
+        pixels, _ = read_images(list(calibrating.paths), model, False, progress)
+        meta = {**meta_of(model), "seed": settings.seed, "images_hash": calibrating.names}
+        return quantize_canonical(canonical, pixels, settings.recipe, progress=progress, meta=meta)
+
     with work_folder() as work:
-        models = make_models(model, pixels, settings.recipe, trained, meta, work, progress)
+        models = make_models(model, program, trained, work, progress)
         found = collect(model, models, material, calibrating, settings, progress)
         with new_folder(output) as folder:
             write_report(folder, found)
@@ -166,17 +161,13 @@ def _provenance(material: Material, calibrating: Calibrating, settings: Settings
     from iqvit.eval.report import Provenance
     from iqvit.eval.traces import names_and_contents
 
-    told = (
-        f"{len(calibrating.paths)} images of {calibrating.folder}, SHA-256 of their names "
-        f"{calibrating.names[:12]}"
-    )
     return Provenance(
         settings.command,
         material.place,
         names_and_contents(material.files),
         len(material.items),
         material.available,
-        told,
+        calibrating.told,
         machine(),
     )
 
@@ -190,6 +181,8 @@ def _notes(model: "FloatModel", material: Material, calibrating: Calibrating) ->
         notes.append(f"{count} of {available} images were scored (--images), evenly spaced.")
     scored = {item.path.resolve() for item in material.items}
     both = sum(path.resolve() in scored for path in calibrating.paths)
+    if not calibrating.paths:
+        notes.append(f"Calibrated on {calibrating.told}: some of them may be scored.")
     if both:
         notes.append(f"{both} of the images that calibrated are scored, too.")
     return tuple(notes)

@@ -17,13 +17,11 @@ from iqvit.commands.subject import (
     SEGMENTATION,
     Subject,
 )
-from iqvit.errors import DataError
 
 if TYPE_CHECKING:
     from iqvit.eval.report_pictures import Seen
     from iqvit.eval.shards import Scored
 
-TRAIN = "train"
 EQUAL = {"agreement": "equal_detections", "sqnr_db": "sqnr_db", "equal_pixels": "equal_pixels"}
 """What a report calls the metrics of other commands; the rest has the same name."""
 
@@ -67,26 +65,6 @@ class Asked:
     class_file: Path | None
     images: int | None
     exclude: tuple[Path, ...] = ()
-
-
-def calibration_folder(data: Path, split: str, task: str, given: Path | None) -> Path:
-    """Where the images to calibrate on lie: what was given; of classified images the folder itself,
-    whose calibrating images are then not scored; otherwise the training split beside the scored.
-
-    DataError where there is none.
-    """
-    if given is not None:
-        return given
-    if task == CLASSIFICATION:
-        return data
-    if not data.is_dir():
-        raise DataError(f"no folder {data}")
-    splits = sorted(p for p in data.glob(f"{TRAIN}*") if p.is_dir())
-    if not splits or split.startswith(TRAIN):
-        raise DataError(
-            f"{data} has no training split to calibrate on: name images with --calib DIR"
-        )
-    return splits[0]
 
 
 def read_material(subject: Subject, asked: Asked) -> Material:

@@ -1,6 +1,6 @@
 """The models that `iqvit report` compares: float, mixed precision, and programs on two runtimes."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,14 +66,14 @@ def open_trained(paths: Sequence[Path], model: "FloatModel") -> "list[tuple[str,
     found = []
     for path in paths:
         graph = load(path)
-        require_same_task(graph, model, path)
+        require_same_task(graph, model, f"--trained {path}")
         name = TRAINED_ROW if len(paths) == 1 else f"{TRAINED_ROW} ({path.stem})"
         names = [known for known, _ in found]
         found.append((f"{TRAINED_ROW} ({path})" if name in names else name, graph))
     return found
 
 
-def require_same_task(graph: "IntGraph", model: "FloatModel", path: Path) -> None:
+def require_same_task(graph: "IntGraph", model: "FloatModel", name: str) -> None:
     """`ModelError` for a program of another task, input size or classes than the model's."""
     meta = graph.meta
     pairs = {
@@ -86,8 +86,8 @@ def require_same_task(graph: "IntGraph", model: "FloatModel", path: Path) -> Non
         # A program that was made without names may be of any.
         if own not in (wanted, []):
             raise ModelError(
-                f"--trained {path} is no program of {model.name}: its {what} is {_short(own)}, the "
-                f"model's {_short(wanted)}"
+                f"{name} is no program of {model.name}: its {what} is {_short(own)}, the model's "
+                f"{_short(wanted)}"
             )
 
 
@@ -109,20 +109,17 @@ def require_same_architecture(graph: "IntGraph", other: "IntGraph", name: str) -
 
 def make_models(
     model: "FloatModel",
-    images: Any,
-    recipe: Any,
+    program: "Callable[[CanonicalModel], IntGraph]",
     trained: "Sequence[tuple[str, IntGraph]]",
-    meta: dict[str, Any],
     folder: Path,
     progress: "Progress",
 ) -> Models:
-    """Calibrate, convert and compile; the files go into the folder."""
-    from iqvit.calibration.quantize import quantize_canonical
+    """Capture, calibrate (`program`) and compile; the files go into the folder."""
     from iqvit.eval.report import CALIBRATED_ROW, FLOAT_ROW, MIXED_ROW, PYTORCH
     from iqvit.mixed import MixedPrecision
 
     canonical = canonical_of(model, progress)
-    graph = quantize_canonical(canonical, images, recipe, progress=progress, meta=meta)
+    graph = program(canonical)
     for name, other in trained:
         require_same_architecture(other, graph, name)
     real = float_subject(model)
@@ -132,8 +129,8 @@ def make_models(
         Contender(FLOAT_ROW, PYTORCH, real, file_bytes=bytes_),
         Contender(MIXED_ROW, PYTORCH, graph_subject(graph, MIXED_ROW, mixed, MIXED), mixed=mixed),
     ]
-    for place, (name, program) in enumerate([(CALIBRATED_ROW, graph), *trained]):
-        rows += _runtimes(name, program, folder / str(place), progress)
+    for place, (name, made) in enumerate([(CALIBRATED_ROW, graph), *trained]):
+        rows += _runtimes(name, made, folder / str(place), progress)
     return Models(tuple(rows), canonical, graph, folder / "0" / PROGRAM)
 
 
