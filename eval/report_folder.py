@@ -25,7 +25,8 @@ def write_report(folder: Path, report: Report) -> None:
     drawn = plots(report)
     _write(folder / PAGE, page(report, drawn))
     _write(folder / JSON, json.dumps(as_json(report), indent=1, ensure_ascii=False) + "\n")
-    for name, text in text_files(report).items():
+    shown = "".join(f"![{name}](plots/{name}.svg)\n" for name in drawn)
+    for name, text in text_files(report, shown).items():
         _write(folder / name, text)
     for name, text in drawn.items():
         _write(folder / "plots" / f"{name}.svg", text)
@@ -36,8 +37,8 @@ def write_report(folder: Path, report: Report) -> None:
             path.write_bytes(panel.jpeg)
 
 
-def text_files(report: Report) -> dict[str, str]:
-    """The tables by file name; each says where its figures come from."""
+def text_files(report: Report, shown: str = "") -> dict[str, str]:
+    """The tables by file name; each says where its figures come from. shown: ends the Markdown."""
     lines = report.provenance.lines
     kinds = [kind for kind in ("iou", "ap") if any(kind in row.classes for row in report.rows)]
     whole = [*tables(report), *(class_table(report, kind) for kind in kinds)]
@@ -45,7 +46,7 @@ def text_files(report: Report) -> dict[str, str]:
     origin = "  \n".join([f"`{lines[0]}`", *lines[1:], ""])
     nodes = ("node", "origin", "op", "dtype", "sqnr_db", "largest_steps", "source")
     found = {
-        "results.md": "\n".join([*above, *(f"{markdown(t)}\n{origin}" for t in whole)]),
+        "results.md": "\n".join([*above, *(f"{markdown(t)}\n{origin}" for t in whole), shown]),
         "results.tex": "\n".join(
             ["% \\usepackage{booktabs}", *(latex(table, lines) for table in whole)]
         ),

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from iqvit.eval.report import TITLES, Report, Row, Timing
+from iqvit.eval.report import COMPILED, TITLES, Report, Row, Timing
 
 DASH = "–"
 _LATEX = {
@@ -122,12 +122,12 @@ def proof_table(report: Report) -> Table:
 
 
 def class_table(report: Report, kind: str) -> Table:
-    """A metric of every class: "iou" or "ap"."""
-    rows = [row for row in report.rows if kind in row.classes]
+    """A metric of every class: "iou" or "ap"; libraries have their interpreter's."""
+    rows = [row for row in report.rows if kind in row.classes and row.runs_on != COMPILED]
     names = list(rows[0].classes[kind]) if rows else []
     cells = ((name, *(_percent(row.classes[kind].get(name)) for row in rows)) for name in names)
     title = {"iou": "IoU of each class", "ap": "AP of each class"}[kind]
-    columns = ("class", *(row.name for row in rows))
+    columns = ("class", *(row.model for row in rows))
     return Table(kind, title, columns, tuple(cells))
 
 
@@ -136,7 +136,8 @@ def markdown(table: Table) -> str:
     ruler = ["---"] * table.left + ["---:"] * (len(table.columns) - table.left)
     lines = [f"| {' | '.join(cells)} |" for cells in (table.columns, ruler, *table.rows)]
     notes = [f"[{number}] {note}" for number, note in enumerate(table.notes, 1)]
-    return "\n".join([f"**{table.title}**", "", *lines, "", *("  \n".join(notes),), ""])
+    below = ["  \n".join(notes), ""] if notes else []
+    return "\n".join([f"**{table.title}**", "", *lines, "", *below])
 
 
 def latex(table: Table, lines: Sequence[str]) -> str:

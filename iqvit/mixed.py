@@ -8,7 +8,7 @@ from the integer program is then the cost of its approximations, and nothing els
 This is for comparison: it runs on PyTorch only and is no program of its own.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -59,11 +59,8 @@ class MixedPrecision:
     def functions(self) -> Functions:
         """The function of every non-linear node of the program."""
         floats = {node.name: node for node in self.model.module.graph.nodes}
-        unknown = {n.origin for n in self.graph if n.origin} - floats.keys()
-        if unknown:
-            raise GraphError(
-                f"the graph was not made from this model, which has no node {min(unknown)!r}"
-            )
+        for node in self.graph:
+            _require_same(node, floats)
         found = {}
         for node in self.graph:
             function = self._function(node, floats.get(node.origin))
@@ -73,13 +70,14 @@ class MixedPrecision:
 
     @property
     def integer_share(self) -> float:
-        """Share of the multiply-accumulates that integers compute, 0..1: all but those of sampling,
-        which is a real function."""
+        """Share of the multiply-accumulates that integers compute, 0..1: all but those of real
+        functions, of which only sampling has many."""
         total = real = 0
         for node in self.graph:
             macs = node.op.macs(*self.graph.types_of(node))
             total += macs
-            real += macs if node.name in self.functions and _is_real(node) else 0
+            products = isinstance(node.op, Attention)
+            real += macs if node.name in self.functions and not products else 0
         return 1.0 if total == 0 else 1 - real / total
 
     def _function(self, node: Node, origin: fx.Node | None) -> Real | None:
@@ -137,6 +135,23 @@ class MixedPrecision:
         return function
 
 
+def _require_same(node: Node, floats: Mapping[str, fx.Node]) -> None:
+    """`GraphError` for a node that was not made from the model of these float nodes."""
+    if not node.origin:
+        return
+    origin = floats.get(node.origin)
+    if origin is None:
+        raise GraphError(
+            f"the graph was not made from this model, which has no node {node.origin!r}"
+        )
+    wanted = getattr(origin.meta.get("val"), "shape", None)
+    if wanted is not None and node.qparams is not None and tuple(wanted) != node.type.shape:
+        raise GraphError(
+            f"the graph was not made from this model: node {node.name!r} has shape "
+            f"{list(node.type.shape)}, the float node {list(wanted)}"
+        )
+
+
 def _with_constants(origin: fx.Node) -> Real:
     """The function of a canonical node, of its computed operands alone."""
     target: Any = origin.target
@@ -157,10 +172,6 @@ def _integers(node: Node, real: Tensor) -> Tensor:
     """A real result in the form of the node, within the range that is proved of it."""
     q = _qparams(node).quantize(real, node.type.lo, node.type.hi)
     return q.to(TORCH_DTYPES[node.type.dtype])
-
-
-def _is_real(node: Node) -> bool:
-    return not isinstance(node.op, Attention)
 
 
 def _qparams(node: Node) -> QParams:

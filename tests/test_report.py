@@ -309,16 +309,38 @@ def test_mistakes_are_told_before_anything_is_made(place, tmp_path, capsys):
         (command(place), "--data", f"{tmp_path}/no", "no folder"),
         (command(place), "--trained", f"{place}/no.iqv", "no.iqv"),
         (command(place), "--trained", f"{place}/wide.iqv", "is no program of"),
+        (command(place), "--calibrated", f"{place}/wide.iqv", "was not made from this model"),
         (command(place), "--weights", f"{place}/trained.iqv", "trained.iqv"),
         (command(place), "--threads", "0", "no list of thread counts"),
     ]
     for words, option, value, message in cases:
+        left_out = FEW[2:4] if option == "--calibrated" else []
         output = [] if option == "-o" else ["-o", f"{place}/out2"]
         capsys.readouterr()
-        assert main([*words, *output, option, value]) == 2, option
+        given = [word for word in words if word not in left_out]
+        assert main([*given, *output, option, value]) == 2, option
         assert message in capsys.readouterr().err
     (place / "there").rmdir()
     assert sorted(place.iterdir()) == before
+
+
+def test_a_program_that_exists_is_not_made_again(place):
+    from iqvit.commands.report_calibration import by_program
+    from iqvit.serialize import load
+
+    graph = load(place / "trained.iqv")
+    known = by_program(graph, place / "images")
+    assert known.graph is graph
+    assert len(known.paths) == 1
+    other = by_program(graph, place / "images" / "..")
+    assert (other.paths, other.told) == ((), "1 images, which ones is not known")
+
+
+def test_options_that_would_make_another_are_refused(place, capsys):
+    capsys.readouterr()
+    given = ["--calibrated", f"{place}/trained.iqv", "-o", f"{place}/out2"]
+    assert main([*command(place), *given]) == 2
+    assert "--calib-images is for calibrating" in capsys.readouterr().err
 
 
 def test_a_full_disk_leaves_nothing(place, monkeypatch, capsys):

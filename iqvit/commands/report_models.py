@@ -125,6 +125,8 @@ def make_models(
     real = float_subject(model)
     bytes_ = 4 * real.facts["params"]
     mixed = MixedPrecision(canonical, graph)
+    # Says before anything is run where a program is not the model's.
+    progress("mixed precision", len(mixed.functions), len(mixed.functions))
     rows = [
         Contender(FLOAT_ROW, PYTORCH, real, file_bytes=bytes_),
         Contender(MIXED_ROW, PYTORCH, graph_subject(graph, MIXED_ROW, mixed, MIXED), mixed=mixed),
