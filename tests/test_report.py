@@ -309,7 +309,7 @@ def test_mistakes_are_told_before_anything_is_made(place, tmp_path, capsys):
         (command(place), "--data", f"{tmp_path}/no", "no folder"),
         (command(place), "--trained", f"{place}/no.iqv", "no.iqv"),
         (command(place), "--trained", f"{place}/wide.iqv", "is no program of"),
-        (command(place), "--calibrated", f"{place}/wide.iqv", "was not made from this model"),
+        (command(place), "--calibrated", f"{place}/wide.iqv", "wide made them, not of"),
         (command(place), "--weights", f"{place}/trained.iqv", "trained.iqv"),
         (command(place), "--threads", "0", "no list of thread counts"),
     ]
