@@ -84,8 +84,8 @@ def outcome(job: Any, scored: "Scored") -> tuple[dict[str, Any], dict[str, dict[
 
     found = job.finish(scored)
     if isinstance(found, Mapping):
-        renamed = {**found, "equal_classes": found.get("agreement")}
-        return _known(renamed, TITLES), {}
+        own: dict[str, Any] = dict(found)
+        return _known({**own, "equal_classes": own.get("agreement")}, TITLES), {}
     parts = [getattr(found, name, None) for name in ("maps", "boxes")]
     classes: dict[str, dict[str, Any]] = {}
     for part in (found, *parts):

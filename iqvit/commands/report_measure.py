@@ -123,8 +123,15 @@ def time_contenders(
         fewer=fewer,
         progress=lambda done, total: progress("timing", done, total),
     ):
-        times = (row[key] for key in ("latency_ms", "latency_min_ms", "latency_p90_ms", "fps"))
-        found[row["model"]].append(Timing(row["threads"], *times, row["runs"]))
+        timing = Timing(
+            row["threads"],
+            row["latency_ms"],
+            row["latency_min_ms"],
+            row["latency_p90_ms"],
+            row["fps"],
+            row["runs"],
+        )
+        found[row["model"]].append(timing)
     return {name: tuple(times) for name, times in found.items()}
 
 
