@@ -30,7 +30,7 @@ from iqvit.commands import screen
 from iqvit.commands.outputs import require_file, write_metrics
 from iqvit.errors import DataError, TargetError
 from iqvit.intgraph import IntGraph
-from iqvit.tvm_backend import linker
+from iqvit.tvm_backend import linker, native
 from iqvit.tvm_backend.targets import TARGETS
 
 SYSROOT = Path("/usr/aarch64-linux-gnu")
@@ -38,7 +38,6 @@ CPUS = {"arm64-i8mm": "max", "arm64-dotprod": "max", "arm64-neon": "cortex-a53"}
 """What qemu emulates for a target; a Cortex-A53 has no dot product."""
 PLATFORM = "manylinux_2_28_aarch64"
 PACKAGES = {"tvm": "apache-tvm", "tvm_ffi": "apache-tvm-ffi"}
-SOURCE = Path(tvm_backend.__path__[0]) / "runner" / "runner.c"
 
 
 @dataclass(frozen=True)
@@ -117,14 +116,8 @@ def packages_for_arm(folder: Path) -> dict[str, Path]:
 
 
 def build_runner(folder: Path, compiler: Sequence[str], packages: dict[str, Path]) -> Path:
-    """The runner, by its own build line."""
-    libraries = [packages[name] / "lib" for name in PACKAGES]
-    command = [*compiler, "-O2", "-Wall", "-Wextra", "-Werror", "-o", str(folder / "runner")]
-    command += [str(SOURCE), f"-I{packages['tvm_ffi'] / 'include'}"]
-    command += [f"-L{library}" for library in libraries]
-    command += ["-Wl,--no-as-needed", "-ltvm_runtime", "-ltvm_ffi", "-Wl,--allow-shlib-undefined"]
-    subprocess.run([*command, "-Wl,-rpath," + ":".join(map(str, libraries))], check=True)
-    return folder / "runner"
+    """The runner, where no warning passes."""
+    return native.build_runner(folder, [*compiler, "-Wall", "-Wextra", "-Werror"], packages)
 
 
 def board(folder: Path) -> Board:

@@ -41,7 +41,7 @@ def overlay(
     found, counts = np.unique(indices[indices != IGNORE], return_counts=True)
     if found.size and (found[0] < 0 or found[-1] >= len(classes)):
         raise DataError(f"the class map holds class {found[-1]}; there are {len(classes)} classes")
-    picture = Image.fromarray(_blend(image.permute(1, 2, 0).numpy(), indices, palette))
+    picture = Image.fromarray(blend(image, class_map, palette))
     factor = max(1, -(-LEAST_HEIGHT // picture.height))
     if factor > 1:
         enlarged = (picture.width * factor, picture.height * factor)
@@ -67,12 +67,14 @@ def write_class_map(path: Path, class_map: Tensor) -> None:
     write_atomically(path, png(Image.fromarray(class_map.numpy().astype(np.uint8))))
 
 
-def _blend(image: np.ndarray, indices: np.ndarray, palette: Sequence[Colour]) -> np.ndarray:
+def blend(image: Tensor, class_map: Tensor, palette: Sequence[Colour]) -> np.ndarray:
+    """uint8 [H, W, 3]: the image [3, H, W] under the colours of its classes [H, W]."""
+    pixels, indices = image.permute(1, 2, 0).numpy(), class_map.numpy()
     table = np.zeros((256, 3), np.uint16)
     table[: len(palette)] = np.array(palette, np.uint16).reshape(-1, 3)
     colours = table[indices.astype(np.uint8)]
-    mixed = (image.astype(np.uint16) * (256 - OPACITY) + colours * OPACITY + 128) >> 8
-    return np.where((indices == IGNORE)[..., None], image, mixed).astype(np.uint8)
+    mixed = (pixels.astype(np.uint16) * (256 - OPACITY) + colours * OPACITY + 128) >> 8
+    return np.where((indices == IGNORE)[..., None], pixels, mixed).astype(np.uint8)
 
 
 def _beside(picture: Image.Image, entries: list[tuple[str, Colour, float]]) -> Image.Image:

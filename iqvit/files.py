@@ -1,8 +1,11 @@
-"""Files that appear whole or not at all."""
+"""Files and folders that appear whole or not at all."""
 
 import os
 import secrets
-from contextlib import suppress
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from iqvit.errors import IqvitError
@@ -32,6 +35,34 @@ def write_atomically(path: str | Path, data: bytes) -> None:
         # gone after the renaming, and never there where the folder is not one
         with suppress(OSError):
             part.unlink()
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A folder to fill, beside `folder`, which it is renamed to when the block ends well.
+
+    Otherwise nothing is left of it. Raises `IqvitError` where something lies at `folder` already,
+    and for every `OSError` of the block: a folder that cannot be written, a full disk.
+    """
+    require_absent(folder)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        try:
+            yield beside
+            beside.chmod(0o755)
+            require_absent(folder)
+            beside.rename(folder)
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
+    except OSError as error:
+        raise IqvitError(f"cannot write {folder}: {error.strerror or error}") from error
+
+
+def require_absent(folder: Path) -> None:
+    """`IqvitError` where something lies at `folder`."""
+    if folder.exists():
+        raise IqvitError(f"{folder} exists already; remove it, or name another with -o")
 
 
 def _sync_folder(folder: Path) -> None:

@@ -1,5 +1,7 @@
 """The bit-exact interpreter: every node's `Op.run`, on PyTorch integer tensors."""
 
+from collections.abc import Callable, Mapping
+
 import torch
 
 from iqvit.errors import DataError
@@ -7,16 +9,22 @@ from iqvit.intgraph import IntGraph
 from iqvit.ops.constant import Constant
 from iqvit.ops.input import Input
 
+Functions = Mapping[str, Callable[..., torch.Tensor]]
+"""What computes nodes in place of their operators, by node name: from the same integers, others."""
 
-def run(graph: IntGraph, x: torch.Tensor, trace: bool = False) -> dict[str, torch.Tensor]:
+
+def run(
+    graph: IntGraph, x: torch.Tensor, trace: bool = False, instead: Functions | None = None
+) -> dict[str, torch.Tensor]:
     """Evaluate the program on a batch of images.
 
     x: uint8 `[B, C, H, W]`. Returns the named integer outputs with B in front; with `trace`, every
     computed value under its node name as well. Scales are in `graph[graph.outputs[name]].qparams`.
-    Raises `DataError` for another dtype or shape.
+    instead: functions for nodes that shall be computed otherwise, as in mixed precision. Raises
+    `DataError` for another dtype or shape.
     """
     check_images(x, graph.input.type.shape)
-    images = [evaluate(graph, x[i : i + 1], trace) for i in range(len(x))]
+    images = [evaluate(graph, x[i : i + 1], trace, instead) for i in range(len(x))]
     return {name: torch.cat([values[name] for values in images]) for name in images[0]}
 
 
@@ -29,8 +37,11 @@ def check_images(x: torch.Tensor, shape: tuple[int, ...]) -> None:
         raise DataError(f"images are [batch, {wanted}], these are {list(x.shape)}")
 
 
-def evaluate(graph: IntGraph, image: torch.Tensor, trace: bool = False) -> dict[str, torch.Tensor]:
+def evaluate(
+    graph: IntGraph, image: torch.Tensor, trace: bool = False, instead: Functions | None = None
+) -> dict[str, torch.Tensor]:
     """`run` for a single image `[1, C, H, W]`; values are freed after their last use."""
+    functions = instead or {}
     constants = _constants(graph, image.device)
     values: dict[str, torch.Tensor] = {}
     results: dict[str, torch.Tensor] = {}
@@ -41,7 +52,7 @@ def evaluate(graph: IntGraph, image: torch.Tensor, trace: bool = False) -> dict[
         if isinstance(node.op, Input):
             value = image
         else:
-            value = node.op.run(
+            value = functions.get(node.name, node.op.run)(
                 *(constants[n] if n in constants else values[n] for n in node.inputs)
             )
         values[node.name] = value

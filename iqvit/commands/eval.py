@@ -29,7 +29,10 @@ from iqvit.commands.subject import (
 from iqvit.errors import ModelError
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from iqvit.commands.screen import Report
+    from iqvit.eval.evaluate import ClassificationJob
     from iqvit.eval.imagenet import ImageSet
 
 HELP = "Score a model on labelled images; one sub-command for each kind of data."
@@ -92,7 +95,6 @@ def imagenet(
     0..100; agreement is the share of equal predictions; sqnr_db is of the scores.
     """
     require_file(json)
-    from iqvit.eval.evaluate import ClassificationJob, Settings
     from iqvit.eval.imagenet import read_imagenet
 
     found = read_imagenet(data)
@@ -100,16 +102,9 @@ def imagenet(
     subject = open_subject(
         model, weights=weights, input_size=input_size, classes=classes, seed=seed
     )
-    require_classifier(subject)
     compared = open_reference(reference, reference_weights, subject, classes, seed)
-    job = ClassificationJob(
-        subject.scores,
-        found.items,
-        subject.preprocess,
-        Settings(subject.scale, subject.zero_point, known_classes(found), skip_bad),
-        reference=None if compared is None else compared.scores,
-        limit=images,
-        exclude=excluded,
+    job = classification_job(
+        subject, compared, found, limit=images, exclude=excluded, skip_bad=skip_bad
     )
     scored = score(job, subject, compared, threads=threads, resume=resume)
     if scored is None:
@@ -117,6 +112,30 @@ def imagenet(
     metrics: dict[str, Any] = {**job.finish(scored), **subject.facts}
     write_metrics(json, {**metrics, "model": model, "kind": subject.kind})
     screen.facts(metrics, f"{model} ({subject.kind}) on {data}")
+
+
+def classification_job(
+    subject: Subject,
+    reference: Subject | None,
+    data: "ImageSet",
+    *,
+    limit: int | None = None,
+    exclude: "Collection[Path]" = (),
+    skip_bad: bool = False,
+) -> "ClassificationJob":
+    """A classifier on data; ModelError for a model of another task."""
+    from iqvit.eval.evaluate import ClassificationJob, Settings
+
+    require_classifier(subject)
+    return ClassificationJob(
+        subject.scores,
+        data.items,
+        subject.preprocess,
+        Settings(subject.scale, subject.zero_point, known_classes(data), skip_bad),
+        reference=None if reference is None else reference.scores,
+        limit=limit,
+        exclude=exclude,
+    )
 
 
 def require_classifier(subject: Subject) -> None:

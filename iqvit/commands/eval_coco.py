@@ -16,8 +16,10 @@ from iqvit.commands.subject import DETECTION, Subject, open_subject
 from iqvit.errors import DataError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from iqvit.eval.coco_data import CocoSet
-    from iqvit.eval.detection import DetectionScores
+    from iqvit.eval.detection import DetectionJob, DetectionScores
 
 
 def coco(
@@ -78,33 +80,13 @@ def coco(
     """
     require_file(json)
     require_file(results)
-    from iqvit.eval.detection import BoxScorer, DetectionJob
-
     found = read_data(data, split, annotations, image_dir, supercategories, skip_bad)
     for fault in found.skipped:
         screen.note(f"left out: {fault}")
     subject = open_subject(model, weights=weights, input_size=input_size).head(DETECTION)
-    applied = detecting(subject)
     class_of = match_classes(subject, found.classes, str(found.annotations))
     compared = open_reference(reference, reference_weights, subject, None, 0, head=DETECTION)
-    other = None if compared is None else detecting(compared)
-    if compared is not None:
-        require_same_labels(subject, compared)
-    scorer = BoxScorer(
-        found,
-        numbers=applied.numbers,
-        class_of=class_of,
-        reference_numbers=None if other is None else other.numbers,
-    )
-    job = DetectionJob(
-        applied.predict,
-        found,
-        applied.read,
-        scorer,
-        reference=None if other is None else other.predict,
-        limit=limit,
-        skip_bad=skip_bad,
-    )
+    job = detection_job(subject, compared, found, class_of, limit=limit, skip_bad=skip_bad)
     scored = score(job, subject, compared, threads=threads, resume=resume)
     if scored is None:
         return
@@ -112,6 +94,40 @@ def coco(
     show(scores, subject, f"{model} ({subject.kind}) on {found.annotations}", json)
     if results is not None:
         write_results(results, scores)
+
+
+def detection_job(
+    subject: Subject,
+    reference: Subject | None,
+    data: "CocoSet",
+    class_of: "Sequence[int]",
+    *,
+    limit: int | None = None,
+    skip_bad: bool = False,
+) -> "DetectionJob":
+    """A detector on data, whose class of each label is `class_of`; ModelError for a model of
+    another task, DataError for a reference with other labels."""
+    from iqvit.eval.detection import BoxScorer, DetectionJob
+
+    applied = detecting(subject)
+    other = None if reference is None else detecting(reference)
+    if reference is not None:
+        require_same_labels(subject, reference)
+    scorer = BoxScorer(
+        data,
+        numbers=applied.numbers,
+        class_of=class_of,
+        reference_numbers=None if other is None else other.numbers,
+    )
+    return DetectionJob(
+        applied.predict,
+        data,
+        applied.read,
+        scorer,
+        reference=None if other is None else other.predict,
+        limit=limit,
+        skip_bad=skip_bad,
+    )
 
 
 def read_data(

@@ -19,7 +19,7 @@ from iqvit.errors import ModelError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from iqvit.eval.multitask import JointPredictor, MultitaskScores
+    from iqvit.eval.multitask import JointPredictor, MultitaskJob, MultitaskScores
     from iqvit.eval.multitask_data import MultitaskSet
 
 
@@ -67,31 +67,14 @@ def multitask(
     """
     require_file(json)
     require_file(results)
-    from iqvit.eval.multitask import MultitaskJob
     from iqvit.eval.multitask_data import read_multitask
 
     found = read_multitask(data, split, class_file, skip_bad=skip_bad)
     subject = open_subject(model, weights=weights, input_size=input_size)
-    run = joint(subject)
+    joint(subject)
     class_of = require_labels(subject, found, data / split)
     compared = open_reference(reference, reference_weights, subject, None, 0)
-    other = None if compared is None else joint(compared)
-    boxes = detecting(subject.head(DETECTION))
-    theirs = None if compared is None else detecting(compared.head(DETECTION))
-    if compared is not None:
-        for task in (SEGMENTATION, DETECTION):
-            require_same_labels(subject.head(task), compared.head(task))
-    job = MultitaskJob(
-        run,
-        found,
-        boxes.read,
-        numbers=boxes.numbers,
-        class_of=class_of,
-        reference=other,
-        reference_numbers=None if theirs is None else theirs.numbers,
-        limit=images,
-        skip_bad=skip_bad,
-    )
+    job = multitask_job(subject, compared, found, class_of, limit=images, skip_bad=skip_bad)
     scored = score(job, subject, compared, threads=threads, resume=resume)
     if scored is None:
         return
@@ -99,6 +82,39 @@ def multitask(
     show(scores, subject, f"{model} ({subject.kind}) on {data / split}", json)
     if results is not None and scores.boxes is not None:
         write_results(results, scores.boxes)
+
+
+def multitask_job(
+    subject: Subject,
+    reference: Subject | None,
+    data: "MultitaskSet",
+    class_of: "Sequence[int] | None",
+    *,
+    limit: int | None = None,
+    skip_bad: bool = False,
+) -> "MultitaskJob":
+    """A multi-task model on data, whose class of each label of a box is `class_of`; ModelError for
+    a model of another task, DataError for a reference with other labels."""
+    from iqvit.eval.multitask import MultitaskJob
+
+    run = joint(subject)
+    other = None if reference is None else joint(reference)
+    boxes = detecting(subject.head(DETECTION))
+    theirs = None if reference is None else detecting(reference.head(DETECTION))
+    if reference is not None:
+        for task in (SEGMENTATION, DETECTION):
+            require_same_labels(subject.head(task), reference.head(task))
+    return MultitaskJob(
+        run,
+        data,
+        boxes.read,
+        numbers=boxes.numbers,
+        class_of=class_of,
+        reference=other,
+        reference_numbers=None if theirs is None else theirs.numbers,
+        limit=limit,
+        skip_bad=skip_bad,
+    )
 
 
 def joint(subject: Subject) -> "JointPredictor":

@@ -19,7 +19,7 @@ from iqvit.errors import DataError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from iqvit.eval.segmentation import SegmentationScores
+    from iqvit.eval.segmentation import SegmentationJob, SegmentationScores
     from iqvit.eval.segmentation_data import SegmentationSet
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)]
@@ -215,18 +215,14 @@ def score(model: str, read: "Callable[[], SegmentationSet]", settings: Settings)
     require_file(settings.json)
     if settings.maps is not None:
         require_folder(settings.maps)
-    from iqvit.eval.segmentation import SegmentationJob
-
     found = read()
     subject, reference = open_both(model, settings)
     require_classes(subject, found)
-    applied = segmenting(subject, settings.window_stride)
-    compared = None if reference is None else segmenting(reference, settings.window_stride).predict
-    job = SegmentationJob(
-        applied.predict,
+    job = segmentation_job(
+        subject,
+        reference,
         found,
-        applied.read,
-        reference=compared,
+        stride=settings.window_stride,
         limit=settings.images,
         on_map=None if settings.maps is None else map_writer(settings.maps, found),
     )
@@ -243,6 +239,25 @@ def score(model: str, read: "Callable[[], SegmentationSet]", settings: Settings)
         return
     scores = job.finish(scored)
     show(scores, subject, f"{model} ({subject.kind}) on {found.folder}", settings.json)
+
+
+def segmentation_job(
+    subject: Subject,
+    reference: Subject | None,
+    data: "SegmentationSet",
+    *,
+    stride: int | None = None,
+    limit: int | None = None,
+    on_map: "Callable[[Path, Tensor], None] | None" = None,
+) -> "SegmentationJob":
+    """A segmenter on data; ModelError for a model of another task."""
+    from iqvit.eval.segmentation import SegmentationJob
+
+    applied = segmenting(subject, stride)
+    compared = None if reference is None else segmenting(reference, stride).predict
+    return SegmentationJob(
+        applied.predict, data, applied.read, reference=compared, limit=limit, on_map=on_map
+    )
 
 
 def open_both(model: str, settings: Settings) -> tuple[Subject, Subject | None]:

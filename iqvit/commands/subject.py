@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from iqvit.models.float_model import FloatModel
     from iqvit.tvm_backend.runtime import Artifact
 
-FLOAT, INTERPRETER, LIBRARY = "float", "interpreter", "library"
+FLOAT, INTERPRETER, LIBRARY, MIXED = "float", "interpreter", "library", "mixed"
 CLASSIFICATION, SEGMENTATION, DETECTION = "classification", "segmentation", "detection"
 MULTITASK = "multitask"
 RANKS = {CLASSIFICATION: (2,), SEGMENTATION: (3, 4), DETECTION: (2,), MULTITASK: (3,)}
@@ -37,7 +37,8 @@ Size = int | tuple[int, int]
 class Subject:
     """Something that scores images.
 
-    kind: "float" (PyTorch), "interpreter" (an .iqv) or "library" (an artifact). scores takes uint8
+    kind: "float" (PyTorch), "interpreter" (an .iqv), "library" (an artifact) or "mixed" (an .iqv
+    in mixed precision, for comparison). scores takes uint8
     [N, 3, H, W] and gives, by task, "classification": [N, classes]; "segmentation": class indices
     [N, H, W], or logits [N, classes, H, W]. Of scores that are no indices, real = scale *
     (score - zero_point). example and call are for timing: one image in the model's own form, and
@@ -209,14 +210,20 @@ def open_graph(path: Path) -> Subject:
     return graph_subject(load(path), str(path))
 
 
-def graph_subject(graph: "IntGraph", name: str) -> Subject:
-    """An integer program, run by the interpreter."""
+def graph_subject(
+    graph: "IntGraph",
+    name: str,
+    execute: "Callable[[Tensor], Mapping[str, Tensor]] | None" = None,
+    kind: str = INTERPRETER,
+) -> Subject:
+    """An integer program, run by the interpreter, or by another function of its images."""
     import torch
 
     from iqvit.cost import cost
     from iqvit.interpret import run
     from iqvit.intgraph import qparams_json
 
+    outputs = execute or (lambda x: run(graph, x))
     shapes = {name: graph[node].type.shape for name, node in graph.outputs.items()}
     task = graph.meta.get("task", CLASSIFICATION)
     chosen = score_output(shapes, name, task)
@@ -226,13 +233,13 @@ def graph_subject(graph: "IntGraph", name: str) -> Subject:
     spent = cost(graph)
     return Subject(
         name=name,
-        kind=INTERPRETER,
+        kind=kind,
         input_shape=shape,
         labels=tuple(graph.meta.get("labels") or ()),
         preprocessing=dict(graph.meta.get("preprocessing") or {}),
-        scores=lambda x: run(graph, x)[chosen],
+        scores=lambda x: outputs(x)[chosen],
         example=lambda: random_image(shape),
-        call=lambda x: run(graph, x),
+        call=outputs,
         set_threads=torch.set_num_threads,
         facts={"macs": spent.macs, "params": spent.params, "bytes": spent.bytes},
         digest=lambda: graph.hash,
@@ -240,7 +247,7 @@ def graph_subject(graph: "IntGraph", name: str) -> Subject:
         zero_point=zero_point,
         task=task,
         palette=colours(graph.meta.get("palette")),
-        outputs=lambda x: run(graph, x),
+        outputs=outputs,
         qparams=quantised,
         box_labels=tuple(graph.meta.get("box_labels") or ()),
     )
