@@ -81,3 +81,20 @@ def multitask_vit_tiny(*, classes: int, box_classes: int, **changes: Any) -> Mul
     `changes` replace fields of the detector (`image_size`, `queries`, ...).
     """
     return MultitaskConfig(rtdetr_vit_tiny(classes=box_classes, **changes), classes)
+
+
+def multitask_small(*, classes: int, box_classes: int, **changes: Any) -> MultitaskConfig:
+    """Half the depth of ViT-Tiny at two thirds of its width, for images of 192x256 pixels: two CPU
+    cores train it from random weights within the hour.
+
+    `changes` replace fields of the detector.
+    """
+    small = {
+        "image_size": (192, 256),
+        "backbone": PyramidConfig(width=128, depth=6, heads=4),
+        "width": 96,
+        "heads": 3,
+        "queries": 50,
+        "decoder_layers": 2,
+    }
+    return MultitaskConfig(rtdetr_vit_tiny(classes=box_classes, **{**small, **changes}), classes)
