@@ -41,7 +41,7 @@ def overlay(
     found, counts = np.unique(indices[indices != IGNORE], return_counts=True)
     if found.size and (found[0] < 0 or found[-1] >= len(classes)):
         raise DataError(f"the class map holds class {found[-1]}; there are {len(classes)} classes")
-    picture = Image.fromarray(_blend(image.permute(1, 2, 0).numpy(), indices, palette))
+    picture = Image.fromarray(blend(image.permute(1, 2, 0).numpy(), indices, palette))
     factor = max(1, -(-LEAST_HEIGHT // picture.height))
     if factor > 1:
         enlarged = (picture.width * factor, picture.height * factor)
@@ -55,6 +55,15 @@ def overlay(
     return _beside(picture, entries)
 
 
+def blend(image: np.ndarray, indices: np.ndarray, palette: Sequence[Colour]) -> np.ndarray:
+    """The image under the colours of its classes: uint8 [H, W, 3], integers [H, W] -> [H, W, 3]."""
+    table = np.zeros((256, 3), np.uint16)
+    table[: len(palette)] = np.array(palette, np.uint16).reshape(-1, 3)
+    colours = table[indices.astype(np.uint8)]
+    mixed = (image.astype(np.uint16) * (256 - OPACITY) + colours * OPACITY + 128) >> 8
+    return np.where((indices == IGNORE)[..., None], image, mixed).astype(np.uint8)
+
+
 def png(picture: Image.Image) -> bytes:
     """The bytes of a PNG file."""
     buffer = io.BytesIO()
@@ -65,14 +74,6 @@ def png(picture: Image.Image) -> bytes:
 def write_class_map(path: Path, class_map: Tensor) -> None:
     """A grey 8-bit PNG whose values are the class indices of uint8 [H, W], as masks hold them."""
     write_atomically(path, png(Image.fromarray(class_map.numpy().astype(np.uint8))))
-
-
-def _blend(image: np.ndarray, indices: np.ndarray, palette: Sequence[Colour]) -> np.ndarray:
-    table = np.zeros((256, 3), np.uint16)
-    table[: len(palette)] = np.array(palette, np.uint16).reshape(-1, 3)
-    colours = table[indices.astype(np.uint8)]
-    mixed = (image.astype(np.uint16) * (256 - OPACITY) + colours * OPACITY + 128) >> 8
-    return np.where((indices == IGNORE)[..., None], image, mixed).astype(np.uint8)
 
 
 def _beside(picture: Image.Image, entries: list[tuple[str, Colour, float]]) -> Image.Image:
