@@ -48,7 +48,7 @@ Predictor = Callable[[Tensor], tuple[Tensor, Tensor, Tensor, Tensor]]
 class MultitaskOptions:
     """size: (height, width) of the model's input, for validation and in what is saved. crop: that
     of training, no larger. box_weight: times the detection loss, which is then added to the cross
-    entropy; with 0 the encoder and the segmentation head learn alone, several times as fast.
+    entropy; with 0 the encoder and the segmentation head learn alone, in half the time.
     class_weights: of the cross entropy, "none" or "sqrt-inverse". denoising: noisy queries of an
     image. cache: bytes of decoded images that a process keeps in memory."""
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from iqvit.models.float_model import FloatModel
 
 MODEL = "embedded:scenes"
-CALIBRATION, USUAL_TEST, PICTURES = 32, 64, 8
+CALIBRATION, USUAL_TEST, PICTURES = 32, 100, 8
 TITLE = "One small ViT with two heads, on rendered scenes it never saw"
 
 
@@ -118,7 +118,7 @@ def quantize_demo(folder: Path, model: "FloatModel", report: "Report") -> "IntGr
     from iqvit.commands.quantize import calibration_images, canonical_of, meta_of, read_images
     from iqvit.serialize import save
 
-    paths = calibration_images(folder / "scenes" / "calib", CALIBRATION, seed=0)
+    paths = calibration_images(folder / "scenes" / "calib" / "images", CALIBRATION, seed=0)
     data, _ = read_images(paths, model, False, report)
     canonical = canonical_of(model, report)
     graph = quantize_canonical(canonical, data, Recipe(), progress=report, meta=meta_of(model))

@@ -94,7 +94,8 @@ def multitask(
     box_weight: Annotated[
         float,
         typer.Option(
-            "--box-weight", help="Times the detection loss; 0: only class maps are learnt, faster."
+            "--box-weight",
+            help="Times the detection loss; 0: only class maps are learnt, in half the time.",
         ),
     ] = 0.1,
     class_weights: Annotated[
