@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from iqvit.models.float_model import FloatModel
 
 MODEL = "embedded:scenes"
+SCENE = 192, 256
+"""Height and width of the scenes that the model was trained on, which it squashes to its input."""
 CALIBRATION, USUAL_TEST, PICTURES = 32, 100, 8
 TITLE = "One small ViT with two heads, on rendered scenes it never saw"
 
@@ -90,24 +92,22 @@ def demo(
 
 
 def render_demo(folder: Path, images: int, report: "Report") -> "FloatModel":
-    """Scenes to calibrate on and scenes to score on, of the model's size; returns the model."""
+    """Scenes to calibrate on and scenes to score on; returns the model."""
     from iqvit.models.scenes import write_scenes
     from iqvit.models.spec import load_model
 
-    model = load_model(MODEL)
-    size = model.input_shape[2], model.input_shape[3]
     total = CALIBRATION + images
     for split, count, before in (("calib", CALIBRATION, 0), ("test", images, CALIBRATION)):
         write_scenes(
             folder / "scenes",
             split,
             count,
-            size=size,
+            size=SCENE,
             progress=lambda done, _, before=before: report(
                 "rendering scenes", before + done, total
             ),
         )
-    return model
+    return load_model(MODEL)
 
 
 def quantize_demo(folder: Path, model: "FloatModel", report: "Report") -> "IntGraph":
