@@ -30,5 +30,5 @@ train "$out/joint" --from "$out/maps/last" --input-size 128x160 --scales 0.85 1.
 mkdir -p "$model"
 cp "$out/joint/config.json" "$out/joint/model.safetensors" "$model/"
 rm -rf "$out/demo"
-iqvit demo -o "$out/demo" --images 400
+iqvit demo -o "$out/demo" --images 200
 python "$here/embedded_card.py" "$out" "$model"

@@ -57,7 +57,7 @@ def table(found: Mapping[str, Any]) -> str:
             name,
             *(found.get(f"{side}{metric}") for metric in ("mIoU", "mAP", "AP50")),
             *(found[metric] if side == "" else 100.0 for metric in ("equal_pixels", "equal_boxes")),
-            *(found.get(f"{side}latency_ms@{count}") for count in (1, 2)),
+            *(found.get(f"{side}latency_ms{suffix}") for suffix in ("", "@2")),
         ]
         for name, side in (("float32, PyTorch", "float_"), ("integers, TVM", ""))
     ]

@@ -1,4 +1,4 @@
-"""`multitask:FOLDER`, a trained model; `multitask:vit_tiny|small[+mask][+discrete]`, a fresh one."""
+"""`multitask:FOLDER`, trained, or `multitask:vit_tiny|small[+mask][+discrete]`, a fresh one."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace

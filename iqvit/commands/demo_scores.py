@@ -74,9 +74,10 @@ def score_demo(
         measured = timed[exact.kind, count], timed[library.kind, count]
         rows.append({**measured[0], "program": exact.name, **real, "MB": 4 * found["params"] / 1e6})
         rows.append({**measured[1], "program": "integers, TVM", **own, "MB": found["bytes"] / 1e6})
+        suffix = "" if count == threads[0] else f"@{count}"
         for row, prefix in zip(measured, ("float_", ""), strict=True):
             names = ("latency_ms", "latency_p90_ms", "fps")
-            found |= {f"{prefix}{name}@{count}": row[name] for name in names}
+            found |= {f"{prefix}{name}{suffix}": row[name] for name in names}
     rows.append({"program": interpreter.name, **own, "MB": found["bytes"] / 1e6})
     said = (
         f"Equal: the interpreter and the library give the same integers for all {len(data)} scenes "
