@@ -49,6 +49,7 @@ def score_demo(
     from iqvit.commands.subject import float_subject, graph_subject, open_artifact
     from iqvit.eval.bench import machine
     from iqvit.eval.multitask_data import read_multitask, require_both
+    from iqvit.tvm_backend.threads import prepare_threads
 
     exact = float_subject(model, "float32, PyTorch")
     interpreter = graph_subject(graph, "integers, interpreter")
@@ -64,7 +65,7 @@ def score_demo(
     labelled = require_both(data, folder / "scenes" / "test")
     draw(folder / "pictures", (exact, library), labelled, answers, pictures)
     about = machine()
-    threads = sorted({1, min(2, about["cores"])})
+    threads = sorted({1, min(2, about["cores"], prepare_threads())})
     timed = {(r["kind"], r["threads"]): r for r in measure([exact, library], threads, RUNS, report)}
     found |= {**interpreter.facts, "images": len(data), **about}
     real = {name: found.get(f"float_{name}") for name in TASK_METRICS}
