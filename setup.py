@@ -15,6 +15,7 @@ SUBPACKAGES = {
     "iqvit.passes": "iqvit/passes",
     "iqvit.converters": "iqvit/converters",
     "iqvit.commands": "iqvit/commands",
+    "iqvit.models.embedded": "models/embedded",
     "iqvit.models.rtdetr": "models/rtdetr",
     "iqvit.training.integers": "training/integers",
     "iqvit.models.multitask": "models/multitask",

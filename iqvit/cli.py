@@ -102,7 +102,8 @@ def top(
       iqvit eval imagenet --data DIR artifact/
       iqvit bench artifact/ --threads 1,2
 
-    Start with `iqvit demo`, which does all of this on a model and images that it makes itself.
+    Start with `iqvit demo`, which does all of this on a small model that comes along
+    (embedded:scenes) and on scenes that it renders.
     Every command explains itself with --help. Results go to standard output (tab-separated where
     that is no terminal), --json FILE writes them as one flat object. Exit code 2: something to
     put right, told in one message; 130: interrupted.
@@ -110,7 +111,7 @@ def top(
 
 
 COMMANDS: tuple[tuple[str, Callable[..., None], str], ...] = (
-    ("demo", demo.demo, "All of it, on a model and images made here."),
+    ("demo", demo.demo, "All of it, on a small model that comes along."),
     ("quantize", quantize.quantize, "A float model and images become integers (.iqv)."),
     ("inspect", inspect.inspect, "Cost, widths and proofs of an .iqv or artifact."),
     ("compile", compile.compile_graph, "An .iqv becomes a library for a CPU."),

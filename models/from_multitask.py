@@ -1,4 +1,4 @@
-"""`multitask:FOLDER`, a trained model, or `multitask:vit_tiny[+mask][+discrete]`, a fresh one."""
+"""`multitask:FOLDER`, trained, or `multitask:vit_tiny|small[+mask][+discrete]`, a fresh one."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -9,7 +9,7 @@ from torch import nn
 from iqvit.errors import ModelError
 from iqvit.models.detections import MOST_DETECTIONS
 from iqvit.models.float_model import FloatModel, Request
-from iqvit.models.multitask.config import MultitaskConfig, multitask_vit_tiny
+from iqvit.models.multitask.config import MultitaskConfig, multitask_small, multitask_vit_tiny
 from iqvit.models.multitask.folder import WEIGHTS, MultitaskCard, changed, load_multitask
 from iqvit.models.multitask.model import JointOutputs, Multitask, most_detections
 from iqvit.models.rtdetr.config import STRIDES
@@ -23,7 +23,10 @@ HALF = (0.5, 0.5, 0.5)
 HEADS = ("segmentation", "detection")
 MASK, DISCRETE = "mask", "discrete"
 
-PRESETS: dict[str, Callable[..., MultitaskConfig]] = {"vit_tiny": multitask_vit_tiny}
+PRESETS: dict[str, Callable[..., MultitaskConfig]] = {
+    "vit_tiny": multitask_vit_tiny,
+    "small": multitask_small,
+}
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,5 @@
-"""A float model by name: timm:, torchvision:, transformers:, segmenter:, rtdetr:, multitask:, or
-FILE.py:F.
+"""A float model by name: timm:, torchvision:, transformers:, segmenter:, rtdetr:, multitask:,
+embedded:, or FILE.py:F.
 """
 
 from collections.abc import Callable
@@ -10,6 +10,7 @@ import torch
 
 from iqvit.errors import ModelError
 from iqvit.models import (
+    embedded,
     from_file,
     from_multitask,
     from_rtdetr,
@@ -33,12 +34,14 @@ SOURCES: dict[str, Builder] = {
     "segmenter": from_segmenter.build,
     "rtdetr": from_rtdetr.build,
     "multitask": from_multitask.build,
+    "embedded": embedded.build,
 }
 
 FORMS = (
     "timm:NAME, torchvision:NAME, transformers:NAME_OR_FOLDER, segmenter:FOLDER, "
     "segmenter:TIMM_NAME+linear|mask, rtdetr:FOLDER, rtdetr:vit_tiny|resnet_tiny|v2_s[+discrete], "
-    "multitask:FOLDER, multitask:vit_tiny[+mask][+discrete] (also +segmentation, +detection), "
+    "multitask:FOLDER, multitask:vit_tiny|small[+mask][+discrete], embedded:scenes, whose weights "
+    "come with iqvit (these two also +segmentation, +detection), "
     "or FILE.py:FUNCTION for your own function that returns an nn.Module"
 )
 

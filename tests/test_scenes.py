@@ -21,7 +21,7 @@ from iqvit.models.scenes.vectors import Vec, rotation, squares
 
 SIZE = 96
 NOTHING = 255
-GOLDEN = ["35437c8cdcef9c5f", "09bc6fe85d512478", "09f800b97da2d80c"]
+GOLDEN = ["8fbdfe017453394e", "f6431c1e88bb9bea", "3cf56440fe6790ba"]
 
 
 @pytest.fixture(scope="module")

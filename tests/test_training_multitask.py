@@ -242,8 +242,8 @@ def test_what_does_not_fit_is_refused(sets, small_multitask):
         MultitaskTask(
             start, masks, LabelledSet(val.masks, other, val.pairs), MultitaskOptions(SIZE, SIZE)
         )
-    with pytest.raises(IqvitError, match="weight of the detection loss cannot be 0"):
-        MultitaskOptions(SIZE, SIZE, box_weight=0)
+    with pytest.raises(IqvitError, match="weight of the detection loss cannot be -1"):
+        MultitaskOptions(SIZE, SIZE, box_weight=-1)
     with pytest.raises(IqvitError, match="crops of 96x96 are larger than the input of 64x96"):
         MultitaskOptions(SIZE, (96, 96))
 
@@ -271,6 +271,19 @@ def test_train_resume_and_use(masks_and_boxes, small_multitask, tmp_path, capsys
     assert {"score", "mIoU", "mAP"} < rows[0][0].keys()
     assert main([*command, "-o", str(parts), "--resume", "--box-weight", "2"]) == 2
     assert "weight of the detection loss: 0.1 there, 2.0 here" in capsys.readouterr().err
+
+
+def test_class_maps_alone_are_learnt_first(masks_and_boxes, small_multitask, tmp_path):
+    out = tmp_path / "maps"
+    command = ["train", "multitask", "--data", str(masks_and_boxes), "--from", str(small_multitask)]
+    options = ["--input-size", "64x96", "--epochs", "1", "--batch", "2", "--box-weight", "0"]
+    assert main([*command, *options, "--ema", "0", "--warmup", "0", "-o", str(out)]) == 0
+    before, after = (load_multitask(f)[0].state_dict() for f in (small_multitask, out))
+    changed = {name for name, value in after.items() if not torch.equal(value, before[name])}
+    learnt = ("detector.backbone.vit.", "segmentation.")
+    assert {name for name in after if name.startswith(learnt)} >= changed
+    assert any(name.startswith(learnt[0]) for name in changed)
+    assert any(name.startswith(learnt[1]) for name in changed)
 
 
 @pytest.mark.parametrize(

@@ -48,8 +48,9 @@ Predictor = Callable[[Tensor], tuple[Tensor, Tensor, Tensor, Tensor]]
 class MultitaskOptions:
     """size: (height, width) of the model's input, for validation and in what is saved. crop: that
     of training, no larger. box_weight: times the detection loss, which is then added to the cross
-    entropy. class_weights: of the cross entropy, "none" or "sqrt-inverse". denoising: noisy queries
-    of an image. cache: bytes of decoded images that a process keeps in memory."""
+    entropy; with 0 the encoder and the segmentation head learn alone, in half the time.
+    class_weights: of the cross entropy, "none" or "sqrt-inverse". denoising: noisy queries of an
+    image. cache: bytes of decoded images that a process keeps in memory."""
 
     size: tuple[int, int]
     crop: tuple[int, int]
@@ -65,23 +66,27 @@ class MultitaskOptions:
         if self.crop[0] > self.size[0] or self.crop[1] > self.size[1]:
             crop, size = ("x".join(map(str, pair)) for pair in (self.crop, self.size))
             raise IqvitError(f"training crops of {crop} are larger than the input of {size}")
-        for what, value in (
-            ("weight of the detection loss", self.box_weight),
-            ("encoder's share of the learning rate", self.encoder_lr_scale),
-        ):
-            if not 0 < value < math.inf:
-                raise IqvitError(f"the {what} cannot be {value}")
+        if not 0 <= self.box_weight < math.inf:
+            raise IqvitError(f"the weight of the detection loss cannot be {self.box_weight}")
+        if not 0 < self.encoder_lr_scale < math.inf:
+            raise IqvitError(
+                f"the encoder's share of the learning rate cannot be {self.encoder_lr_scale}"
+            )
 
 
 class LearningMultitask(nn.Module):
     """Images float32 [N, 3, H, W], masks int64 [N, H, W] and objects -> both losses, each a scalar.
 
-    The weight of each class in the cross entropy is float32 [classes], or None.
+    The weight of each class in the cross entropy is float32 [classes], or None. Without `boxes`
+    their loss is 0, and what only they need is left as it is.
     """
 
-    def __init__(self, model: Multitask, denoising: int) -> None:
+    def __init__(self, model: Multitask, denoising: int, boxes: bool = True) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.boxes = model, boxes
+        if not boxes:
+            model.detector.requires_grad_(False)
+            model.vit.requires_grad_(True)
         self.denoising = Denoising(queries=denoising) if denoising else None
 
     def forward(
@@ -91,6 +96,9 @@ class LearningMultitask(nn.Module):
         objects: Sequence[tuple[Tensor, Tensor]],
         weight: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
+        if not self.boxes:
+            class_map = self.model.class_map(self.model.vit(images))
+            return cross_entropy(class_map.float(), masks, weight), class_map.new_zeros(())
         decoder = self.model.detector.decoder
         class_map, features = self.model.features(images)
         labels: list[Labels] = [{"class_labels": ids, "boxes": boxes} for ids, boxes in objects]
@@ -125,7 +133,9 @@ class MultitaskTask:
         for data in (train, val):
             require_boxes(data.boxes)
         self.start, self.options, self.val = start, options, val
-        self.model: nn.Module = LearningMultitask(start.model, options.denoising)
+        self.model: nn.Module = LearningMultitask(
+            start.model, options.denoising, boxes=options.box_weight > 0
+        )
         self.samples = len(train)
         self.train = train
         self.pixels = Cached(lambda i: (train.image(i), train.mask(i)), options.cache)

@@ -64,7 +64,7 @@ OneThreads = Annotated[
 MODEL_HELP = (
     "An artifact folder, an .iqv file, or a float model: timm:NAME, torchvision:NAME, "
     "transformers:NAME_OR_FOLDER, segmenter:FOLDER, rtdetr:FOLDER, multitask:FOLDER, "
-    "FILE.py:FUNCTION."
+    "embedded:scenes, FILE.py:FUNCTION."
 )
 
 

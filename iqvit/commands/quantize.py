@@ -36,8 +36,8 @@ def quantize(
         typer.Argument(
             metavar="SPEC",
             help="timm:NAME, torchvision:NAME, transformers:NAME_OR_FOLDER, segmenter:FOLDER, "
-            "rtdetr:FOLDER, multitask:FOLDER, or FILE.py:FUNCTION of your own that returns an "
-            "nn.Module.",
+            "rtdetr:FOLDER, multitask:FOLDER, embedded:scenes (weights come with iqvit), or "
+            "FILE.py:FUNCTION of your own that returns an nn.Module.",
         ),
     ],
     calib: Annotated[

@@ -81,3 +81,20 @@ def multitask_vit_tiny(*, classes: int, box_classes: int, **changes: Any) -> Mul
     `changes` replace fields of the detector (`image_size`, `queries`, ...).
     """
     return MultitaskConfig(rtdetr_vit_tiny(classes=box_classes, **changes), classes)
+
+
+def multitask_small(*, classes: int, box_classes: int, **changes: Any) -> MultitaskConfig:
+    """Half the depth of ViT-Tiny at two thirds of its width, for images of 128x160 pixels, so that
+    two CPU cores can train it from random weights.
+
+    `changes` replace fields of the detector.
+    """
+    small = {
+        "image_size": (128, 160),
+        "backbone": PyramidConfig(width=128, depth=6, heads=4),
+        "width": 96,
+        "heads": 3,
+        "queries": 50,
+        "decoder_layers": 2,
+    }
+    return MultitaskConfig(rtdetr_vit_tiny(classes=box_classes, **{**small, **changes}), classes)

@@ -50,8 +50,11 @@ class Multitask(nn.Module):
     def features(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         """The logits of the class map, and the three maps that the box decoder reads."""
         tokens = self.vit(x)
-        class_map = decode(self.segmentation, tokens, self.config.segmenter)
-        return class_map, self.detector.encoder(self.pyramid.levels(tokens))
+        return self.class_map(tokens), self.detector.encoder(self.pyramid.levels(tokens))
+
+    def class_map(self, tokens: Tensor) -> Tensor:
+        """The logits of the class map, from what the ViT gives."""
+        return decode(self.segmentation, tokens, self.config.segmenter)
 
     @property
     def pyramid(self) -> ViTPyramid:

@@ -4,13 +4,21 @@ from dataclasses import dataclass
 
 from iqvit.models.scenes.bodies import Body
 from iqvit.models.scenes.camera import Camera
-from iqvit.models.scenes.dice import Dice, turn
+from iqvit.models.scenes.dice import Dice, hsv, turn
 from iqvit.models.scenes.room import Room
 from iqvit.models.scenes.shapes import CLUTTER, THINGS, Shape
 from iqvit.models.scenes.surfaces import Noise, Surface, any_pattern
-from iqvit.models.scenes.vectors import Vec, length, rotation
+from iqvit.models.scenes.vectors import Colour, Vec, length, rotation
 
-FEWEST, MOST, MOST_CLUTTER = 3, 12, 5
+FEWEST, MOST, MOST_CLUTTER = 3, 10, 5
+LEAST_RADIUS, MOST_RADIUS = 0.17, 0.4
+"""Of things, in metres."""
+USUAL = 0.85
+"""Share of the things whose hue is the usual one of their kind; the others have any. With 0 only
+their shape tells them apart, which a small model learns from tens of thousands of scenes alone."""
+HUE_STEP, HUE_SPREAD = 3 / 8, 0.04
+"""From the usual hue of a kind to that of the next, and how far a thing's can be from it; 1 is once
+around. Kinds of like shapes (can and mug, cone and pyramid) are far apart."""
 BEHIND = 0.45
 """Share of the bodies that are put right behind another one, as far as there is place."""
 TRIES = 8
@@ -34,10 +42,10 @@ def place_all(dice: Dice, room: Room, camera: Camera, noise: Noise) -> list[Plac
     placed: list[Placed] = []
     for label in labels:
         shape = kinds[label](dice) if label != NO_LABEL else dice.pick(CLUTTER)(dice)
-        radius = dice.uniform(0.13, 0.36) * (0.55 if label == NO_LABEL else 1.0)
+        radius = dice.uniform(LEAST_RADIUS, MOST_RADIUS) * (0.5 if label == NO_LABEL else 1.0)
         body = _put(dice, shape, radius, [other.body for other in placed], room, camera)
         if body is not None:
-            placed.append(Placed(body, _surface(dice, noise), label))
+            placed.append(Placed(body, _surface(dice, noise, label), label))
     # Of two spheres apart, the one that the eye has less power over hides the other.
     return sorted(placed, key=lambda one: -_power(one.body, camera.eye))
 
@@ -86,12 +94,22 @@ def _power(body: Body, eye: Vec) -> float:
     return offset.dot(offset) - body.radius * body.radius
 
 
-def _surface(dice: Dice, noise: Noise) -> Surface:
+def _surface(dice: Dice, noise: Noise, label: int) -> Surface:
+    usual = label != NO_LABEL and dice.chance(USUAL)
     return Surface(
-        (dice.colour(), dice.colour()),
+        _usual_colours(dice, label) if usual else (dice.colour(), dice.colour()),
         any_pattern(dice, dice.uniform(0.3, 0.8), 6.0, noise),
         noise,
         dice.uniform(6, 30),
         dice.uniform(0.0, 0.35),
         dice.uniform(0.1, 0.9) if dice.chance(0.5) else 0.0,
+    )
+
+
+def _usual_colours(dice: Dice, label: int) -> tuple[Colour, Colour]:
+    """Two shades of about the hue of a kind."""
+    hue = (label * HUE_STEP + dice.uniform(-HUE_SPREAD, HUE_SPREAD)) % 1
+    return (
+        hsv(hue, dice.uniform(0.55, 0.95), dice.uniform(0.45, 1.0)),
+        hsv(hue, dice.uniform(0.3, 0.95), dice.uniform(0.25, 1.0)),
     )

@@ -1,0 +1,123 @@
+"""Writes the model card of the embedded model, with the numbers that `embedded.sh` measured.
+
+    python benchmarks/embedded_card.py OUT models/embedded/scenes
+
+OUT is the folder of embedded.sh: histories of the training, and the results of the demo.
+"""
+
+import hashlib
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from iqvit.commands.screen import markdown, number
+from iqvit.files import write_atomically
+from iqvit.models.scenes import STUFF, THINGS
+from iqvit.models.scenes.placing import FEWEST, MOST, MOST_CLUTTER, USUAL
+
+PHASES = ("maps", "joint")
+
+CARD = Path(__file__).with_suffix(".md")
+
+
+def phases(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
+    """A table of what was trained for how long, and the scores on the split val where there are."""
+    columns = ("phase", "epochs", "images seen", "minutes", "loss", "val mIoU", "val mAP")
+    rows = []
+    for phase, history in histories.items():
+        last = history[-1]
+        seconds = sum(row["seconds"] for row in history)
+        scores = [last.get("mIoU"), last.get("mAP") if phase == "joint" else None]
+        seen = sum(samples(row) for row in history)
+        rows.append([phase, len(history), seen, seconds / 60, last["loss"], *scores])
+    return markdown(columns, rows)
+
+
+def samples(row: Mapping[str, float]) -> int:
+    """The images of an epoch."""
+    return round(row["samples_per_s"] * row["seconds"])
+
+
+def table(found: Mapping[str, Any]) -> str:
+    """Float beside integers."""
+    columns = (
+        "",
+        "mIoU",
+        "mAP",
+        "AP50",
+        "equal_pixels",
+        "equal_boxes",
+        "ms, 1 thread",
+        "2 threads",
+    )
+    rows = [
+        [
+            name,
+            *(found.get(f"{side}{metric}") for metric in ("mIoU", "mAP", "AP50")),
+            *(found[metric] if side == "" else 100.0 for metric in ("equal_pixels", "equal_boxes")),
+            *(found.get(f"{side}latency_ms{suffix}") for suffix in ("", "@2")),
+        ]
+        for name, side in (("float32, PyTorch", "float_"), ("integers, TVM", ""))
+    ]
+    return markdown(columns, rows)
+
+
+def machine(found: Mapping[str, Any]) -> str:
+    """Where and when the times are from."""
+    return (
+        f"Times: medians of one image, in turns, on {found['cores']} cores of {found['cpu']}, load "
+        f"{found['load']} (above {found['cores']} others used them, too), {found['date'][:10]}, "
+        f"torch {found['version_torch']}. The demo that measured this, on {found['images']} scenes "
+        f"instead of its usual 100, took {found['seconds']:.0f} s."
+    )
+
+
+def classes(found: Mapping[str, Any]) -> str:
+    """IoU and AP of the integers, a class a line."""
+    rows = ([name, found.get(f"iou.{name}"), found.get(f"ap.{name}")] for name in (*STUFF, *THINGS))
+    return "".join(f"| {' | '.join(map(number, row))} |\n" for row in rows)
+
+
+def main(out: Path, model: Path) -> None:
+    """Write MODEL_CARD.md into the folder `model`."""
+    found = json.loads((out / "demo" / "results.json").read_text())
+    config = json.loads((model / "config.json").read_text())["config"]
+    detector, weights = config["detector"], (model / "model.safetensors").read_bytes()
+    height, width = detector["image_size"]
+    histories = {phase: json.loads((out / phase / "history.json").read_text()) for phase in PHASES}
+    text = CARD.read_text(encoding="utf-8").format(
+        size=f"{height}x{width}",
+        outer=detector["backbone"]["width"],
+        depth=detector["backbone"]["depth"],
+        heads=detector["backbone"]["heads"],
+        decoder_layers=detector["decoder_layers"],
+        inner=detector["width"],
+        queries=detector["queries"],
+        stuff=", ".join(STUFF),
+        things=", ".join(THINGS),
+        parameters=found["params"],
+        megabytes=len(weights) / 1e6,
+        program=found["bytes"] / 1e6,
+        macs=found["macs"] / 1e9,
+        images=samples(histories["joint"][0]),
+        fewest=FEWEST,
+        most=MOST,
+        clutter=MOST_CLUTTER,
+        usual=100 * USUAL,
+        phases=phases(histories),
+        digest=hashlib.sha256(weights).hexdigest(),
+        tested=found["images"],
+        small=found["AP_small"],
+        medium=found["AP_medium"],
+        table=table(found),
+        machine=machine(found),
+        classes=classes(found),
+    )
+    write_atomically(model / "MODEL_CARD.md", text.encode())
+    print(model / "MODEL_CARD.md")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
