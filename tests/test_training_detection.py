@@ -339,9 +339,10 @@ def test_options_of_float_training_alone(rectangles, trained, tmp_path, capsys, 
 
 def test_another_model_has_no_taps():
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 4, 4))
+    captured = iqvit.capture(model, (1, 3, 16, 16), mean=[0.5] * 3, std=[0.5] * 3)
+    canonical = iqvit.canonicalize(captured)
     with pytest.raises(ModelError, match="it is no RT-DETR"):
-        captured = iqvit.capture(model, (1, 3, 16, 16), mean=[0.5] * 3, std=[0.5] * 3)
-        decoder_taps(iqvit.canonicalize(captured), 2)
+        decoder_taps(canonical, 2)
 
 
 # The command
