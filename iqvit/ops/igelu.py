@@ -69,7 +69,8 @@ class IGelu(Op):
             erf = (x.sign() * (clipped * clipped + self.c)) >> self.drop
             return x * (erf + self.one)
 
-        return unary(value, *args, self)
+        q, multiplier, zero = args
+        return unary(value, q, multiplier, zero, self)
 
     def lower(self, bb: Any, args: list[Any], types: list[IntType], out: IntType) -> Any:
         from iqvit.ops import te

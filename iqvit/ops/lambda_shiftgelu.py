@@ -89,7 +89,8 @@ class LambdaShiftGelu(Op):
             upper = torch.where(x < 0, e, torch.full_like(e, one))
             return x * (((upper << SIGMOID_BITS) + (total >> 1)) // total)
 
-        return unary(value, *args, self)
+        q, multiplier, zero = args
+        return unary(value, q, multiplier, zero, self)
 
     def lower(self, bb: Any, args: list[Any], types: list[IntType], out: IntType) -> Any:
         from iqvit.ops import te

@@ -83,7 +83,7 @@ class RealPass:
                 return env[source]
             return self._operand(source, self.program.graph[read[source.name]], env[source])
 
-        args = fx.map_arg(node.args, operand)
+        args: Any = fx.map_arg(node.args, operand)
         if node.name in self.weights:
             args = (args[0], *self.weights[node.name], *args[3:])
         if operator == "attention":

@@ -40,7 +40,8 @@ def attention(graph: IntGraph, group: Group, isa: Isa) -> Call | None:
     shapes = tuple(_rows(graph[root].type) for root in roots)
     half = op.offset + ((1 << op.shift) >> 1)
     peak = max(-v.lo, v.hi) * full_scale(op.bits) * k.shape[2]
-    ends = tuple((end * op.numerator + half) >> op.shift for end in (min(v.lo, 0), max(v.hi, 0)))
+    low, high = min(v.lo, 0) * op.numerator, max(v.hi, 0) * op.numerator
+    ends = (low + half) >> op.shift, (high + half) >> op.shift
     problem = Problem(
         op.bits,
         op.dtype,
