@@ -120,7 +120,8 @@ class Provenance:
     def lines(self) -> tuple[str, str, str]:
         """The command; data and its checksum; machine, date and versions."""
         versions = ", ".join(f"{name} {version}" for name, version in self.versions.items())
-        machine = f"{self.machine['cpu']}, {self.machine['cores']} cores"
+        known = self.machine
+        machine = f"{known['cpu']}, {known['cores']} cores, load {known['load']}"
         return self.command, self.scored, f"{machine}; {self.machine['date']}; {versions}"
 
     def _part(self) -> str:
@@ -149,8 +150,9 @@ class Report:
     """All of it.
 
     nodes: `vars` of `iqvit.compare.NodeError`, in the order of the program, on `compared` images.
-    operators: milliseconds of one run by what a function computes, at `profiled` threads. legend:
-    the classes of class maps with their colours, RGB in 0..255. notes: what a reader must know.
+    operators: milliseconds of one run by what a function computes, at `profiled` threads; between:
+    those that lie between the functions. legend: the classes of class maps with their colours, RGB
+    in 0..255. notes: what a reader must know.
     """
 
     model: str
@@ -161,6 +163,7 @@ class Report:
     nodes: tuple[Mapping[str, Any], ...] = ()
     compared: int = 0
     operators: tuple[tuple[str, float], ...] = ()
+    between: float = 0.0
     profiled: int = 1
     strips: tuple[Strip, ...] = ()
     legend: tuple[tuple[str, tuple[int, int, int]], ...] = ()

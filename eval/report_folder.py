@@ -80,6 +80,7 @@ def as_json(report: Report) -> dict[str, Any]:
         "nodes": [dict(node) for node in report.nodes],
         "images compared node by node": report.compared,
         "operators": [{"operators": name, "ms": ms} for name, ms in report.operators],
+        "ms between the operators": report.between,
         "threads of the operators": report.profiled,
     }
     plain: dict[str, Any] = _plain(found)

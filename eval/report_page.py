@@ -22,7 +22,7 @@ from iqvit.eval.report_tables import Table, class_table, html_table, tables
 
 STYLE = """
 body { font: 15px/1.5 Helvetica, Arial, sans-serif; color: #222; background: #fff; margin: 0; }
-main { max-width: 880px; margin: 0 auto; padding: 28px 20px 60px; }
+main { max-width: 920px; margin: 0 auto; padding: 28px 20px 60px; }
 h1 { font-size: 25px; line-height: 1.25; margin: 0 0 4px; }
 h2 { font-size: 18px; margin: 38px 0 8px; padding-top: 10px; border-top: 1px solid #ddd; }
 p { margin: 6px 0 12px; }
@@ -30,15 +30,15 @@ figure { margin: 14px 0 26px; break-inside: avoid; }
 figcaption { font-size: 9.5px; line-height: 1.4; color: #808080; margin-top: 5px; }
 figcaption code { font-size: 9px; word-break: break-all; }
 .scroll { overflow-x: auto; }
-table { border-collapse: collapse; width: 100%; font-size: 12.5px; }
+table { border-collapse: collapse; width: 100%; font-size: 12px; }
 caption { text-align: left; font-weight: bold; font-size: 13px; padding-bottom: 5px; }
 thead th { border-top: 1.5px solid #222; border-bottom: 1px solid #222; vertical-align: bottom; }
 tbody tr:last-child td { border-bottom: 1.5px solid #222; }
-th, td { padding: 4px 7px; text-align: left; font-variant-numeric: tabular-nums; }
+th, td { padding: 4px 5px; text-align: left; font-variant-numeric: tabular-nums; }
 th.n, td.n { text-align: right; }
 td.n { white-space: nowrap; }
 td { vertical-align: top; overflow-wrap: anywhere; }
-tr > .w:nth-child(-n+2) { white-space: nowrap; }
+tr > .w:first-child { white-space: nowrap; }
 ol.notes { font-size: 11px; color: #555; margin: 5px 0 0; padding-left: 20px; }
 ul { padding-left: 20px; margin: 6px 0; }
 svg, img { max-width: 100%; height: auto; display: block; }
@@ -167,7 +167,8 @@ def _operators(report: Report, drawn: Mapping[str, str]) -> list[str]:
     threads = f"{report.profiled} thread{'s' if report.profiled > 1 else ''}"
     about = (
         f"One run of the calibrated program's library on {threads}, by what a function computes; "
-        "operators that a function computes together are joined by +."
+        "operators that a function computes together are joined by +. Between the functions lie "
+        f"{report.between:.2f} ms: memory, views, and interruptions by other work."
     )
     return [f"<p>{about}</p>", _plot("operators", drawn)]
 
@@ -210,7 +211,7 @@ def _made(report: Report) -> str:
         "data": origin.scored.split(", SHA-256")[0],
         "its SHA-256": f"{origin.sha256} (names and bytes of all files that were scored)",
         "calibration": origin.calibration,
-        **{key: str(origin.machine[key]) for key in ("cpu", "cores", "isa", "os", "date")},
+        **{key: str(origin.machine[key]) for key in ("cpu", "cores", "load", "isa", "os", "date")},
         "versions": ", ".join(f"{name} {version}" for name, version in origin.versions.items()),
     }
     rows = "".join(

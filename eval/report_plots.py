@@ -57,7 +57,7 @@ def accuracy_plot(report: Report) -> str:
     _legend(drawing, entries, WIDTH - 170)
     threads = report.threads
     if len(threads) > 1:
-        words = f"open: {threads[0]} thread{'s' if threads[0] > 1 else ''}; filled: more"
+        words = f"open: {threads[0]}, filled: {threads[-1]} threads"
         drawing.text(WIDTH - 10, 20, words, 11, GREY, "end")
     return _signed(drawing, report)
 
@@ -79,7 +79,8 @@ def nodes_plot(report: Report) -> str:
     for number, node in enumerate(worst_nodes(report, WORST, tuple(LAYOUT)), 1):
         x, y = frame.x(order[id(node)] + 0.5), frame.y(max(node["sqnr_db"], span[0]))
         drawing.dot(x, y, 6, INK, "none")
-        drawing.text(x, y + 18, str(number), 11, INK, "middle")
+        # Neighbours are often among the worst together.
+        drawing.text(x, y + (18 if number % 2 else -10), str(number), 11, INK, "middle")
     used = {_family(node["op"]) for node in report.nodes}
     entries = [
         (name, COLOURS[(place + 1) % len(COLOURS)])
@@ -92,7 +93,7 @@ def nodes_plot(report: Report) -> str:
 
 def operators_plot(report: Report) -> str:
     """Bars: where the time of one run goes."""
-    total = sum(ms for _, ms in report.operators)
+    total = max(sum(ms for _, ms in report.operators), 1e-9)
     ranked = sorted(report.operators, key=lambda pair: -pair[1])
     shown = ranked[:SHOWN_OPERATORS]
     rest = ranked[SHOWN_OPERATORS:]

@@ -115,8 +115,8 @@ def proof_table(report: Report) -> Table:
             )
         )
     title = (
-        "What holds of the integer programs for every image; equal bits, of interpreter and TVM, "
-        "are of the images scored, and on the numbers of threads of one of noise"
+        "Proofs; interpreter and TVM gave equal bits on all images scored, and at these numbers of "
+        "threads on one of noise"
     )
     return Table("proofs", title, titles, tuple(rows), 5)
 
@@ -234,8 +234,13 @@ def _speed(row: Row, threads: int, notes: _Notes) -> tuple[str, str]:
     if found is None:
         dash = notes.dash(row.dashes.get("times"))
         return dash, dash
-    spread = f"{found.median_ms:.1f} [{found.least_ms:.1f}{DASH}{found.p90_ms:.1f}]"
-    return spread, f"{found.fps:.1f}"
+    least, median, most = map(_short, (found.least_ms, found.median_ms, found.p90_ms))
+    return f"{median} [{least}{DASH}{most}]", _short(found.fps)
+
+
+def _short(value: float) -> str:
+    """Three digits or a few more: 0.52, 17.2, 4844."""
+    return f"{value:.2f}" if value < 1 else f"{value:.1f}" if value < 1000 else f"{value:.0f}"
 
 
 def _threads(count: int) -> str:

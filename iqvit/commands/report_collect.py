@@ -107,9 +107,9 @@ def collect(
     rows = measure(contenders, material, settings, progress)
     library = _first(contenders, LIBRARY)
     library.set_threads(threads[0])
-    operators: tuple[tuple[str, float], ...] = ()
-    if library.folder is not None:
-        operators = look.profile_operators(library.folder, PROFILE_RUNS, progress)
+    if library.folder is None:
+        raise TypeError(f"{library.name} is a library without a folder")
+    operators, between = look.profile_operators(library.folder, PROFILE_RUNS, progress)
     for subject in (real, library):
         subject.set_threads(max(threads))
     paths = [item.path for item in material.items]
@@ -123,6 +123,7 @@ def collect(
         look.compare_nodes(models, some, model.task, progress),
         len(some),
         operators,
+        between,
         threads[0],
         look.pictures(real, library, material, settings.pictures, progress),
         look.legend(real),
