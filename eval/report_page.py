@@ -38,7 +38,7 @@ th, td { padding: 4px 5px; text-align: left; font-variant-numeric: tabular-nums;
 th.n, td.n { text-align: right; }
 td.n { white-space: nowrap; }
 td { vertical-align: top; overflow-wrap: anywhere; }
-tr > .w:first-child { white-space: nowrap; }
+tr > .w:first-child, tr > .w:nth-child(3) { white-space: nowrap; }
 ol.notes { font-size: 11px; color: #555; margin: 5px 0 0; padding-left: 20px; }
 ul { padding-left: 20px; margin: 6px 0; }
 svg, img { max-width: 100%; height: auto; display: block; }

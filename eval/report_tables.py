@@ -77,8 +77,8 @@ def cost_table(report: Report) -> Table:
     columns: dict[str, tuple[str, Callable[[Any], str]]] = {
         "params": ("parameters, M", lambda n: f"{n / 1e6:.2f}"),
         "macs": ("GMAC", lambda n: f"{n / 1e9:.3f}"),
-        "integer_share": ("integer MACs, %", lambda share: f"{share:.1f}"),
-        "eight_bit_share": ("8-bit MACs, %", lambda share: f"{share:.1f}"),
+        "integer_share": ("integer MACs, %", lambda share: f"{share:.2f}"),
+        "eight_bit_share": ("8-bit MACs, %", lambda share: f"{share:.2f}"),
         "file_bytes": ("file, MB", lambda size: f"{size / 1e6:.1f}"),
         "memory_kb": ("peak memory, MB", lambda size: f"{size / 1024:.1f}"),
     }
