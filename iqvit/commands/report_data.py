@@ -92,7 +92,8 @@ def outcome(job: Any, scored: "Scored") -> tuple[dict[str, Any], dict[str, dict[
         for kind in ("iou", "ap"):
             if hasattr(part, kind):
                 classes[kind] = dict(getattr(part, kind))
-    renamed = {EQUAL.get(name, name): value for name, value in found.metrics.items()}
+    metrics: dict[str, Any] = found.metrics
+    renamed = {EQUAL.get(name, name): value for name, value in metrics.items()}
     return _known(renamed, TITLES), classes
 
 
