@@ -48,7 +48,7 @@ def text_files(report: Report, shown: str = "") -> dict[str, str]:
     found = {
         "results.md": "\n".join([*above, *(f"{markdown(t)}\n{origin}" for t in whole), shown]),
         "results.tex": "\n".join(
-            ["% \\usepackage{booktabs}", *(latex(table, lines) for table in whole)]
+            ["% \\usepackage{booktabs,graphicx}", *(latex(table, lines) for table in whole)]
         ),
         "results.csv": results_csv(report, lines),
     }

@@ -141,7 +141,8 @@ def markdown(table: Table) -> str:
 
 
 def latex(table: Table, lines: Sequence[str]) -> str:
-    """A `table` of booktabs; `lines` say where its figures come from, as comments."""
+    """A `table` of booktabs, by graphicx no wider than the page; `lines` say where its figures come
+    from, as comments."""
     columns = "l" * table.left + "r" * (len(table.columns) - table.left)
     body = [" & ".join(map(_tex, cells)) + r" \\" for cells in table.rows]
     notes = [f"{_tex(f'[{n}]')} {_tex(note)}" for n, note in enumerate(table.notes, 1)]
@@ -154,13 +155,14 @@ def latex(table: Table, lines: Sequence[str]) -> str:
             r"\centering\small",
             rf"\caption{{{_tex(table.title)}.}}",
             rf"\label{{tab:{table.key}}}",
+            r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
             rf"\begin{{tabular}}{{{columns}}}",
             r"\toprule",
             head,
             r"\midrule",
             *body,
             r"\bottomrule",
-            r"\end{tabular}",
+            r"\end{tabular}}",
             *below,
             r"\end{table}",
             "",
