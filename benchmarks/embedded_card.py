@@ -17,7 +17,8 @@ from iqvit.files import write_atomically
 from iqvit.models.scenes import STUFF, THINGS
 from iqvit.models.scenes.placing import FEWEST, MOST, MOST_CLUTTER, USUAL
 
-PHASES = ("maps", "joint")
+PHASES = ("maps", "joint", "longer")
+"""Folders of OUT with a history, in the order of the training; those that are there are listed."""
 
 CARD = Path(__file__).with_suffix(".md")
 
@@ -29,7 +30,7 @@ def phases(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
     for phase, history in histories.items():
         last = history[-1]
         seconds = sum(row["seconds"] for row in history)
-        scores = [last.get("mIoU"), last.get("mAP") if phase == "joint" else None]
+        scores = [last.get("mIoU"), last.get("mAP") if phase != "maps" else None]
         seen = sum(samples(row) for row in history)
         rows.append([phase, len(history), seen, seconds / 60, last["loss"], *scores])
     return markdown(columns, rows)
@@ -88,7 +89,8 @@ def main(out: Path, model: Path) -> None:
     config = json.loads((model / "config.json").read_text())["config"]
     detector, weights = config["detector"], (model / "model.safetensors").read_bytes()
     height, width = detector["image_size"]
-    histories = {phase: json.loads((out / phase / "history.json").read_text()) for phase in PHASES}
+    files = {phase: out / phase / "history.json" for phase in PHASES}
+    histories = {phase: json.loads(f.read_text()) for phase, f in files.items() if f.is_file()}
     text = CARD.read_text(encoding="utf-8").format(
         size=f"{height}x{width}",
         outer=detector["backbone"]["width"],
