@@ -34,7 +34,7 @@ from iqvit.canonicalize import canonicalize
 from iqvit.capture import capture
 from iqvit.eval.bench import machine
 from iqvit.eval.evaluate import evaluate, without
-from iqvit.eval.imagenet import choose, read_imagenet
+from iqvit.eval.imagenet import choose, list_images, read_imagenet
 from iqvit.eval.preprocess import Preprocess, load_images, read_image
 from iqvit.files import write_atomically
 from iqvit.intgraph import IntGraph
@@ -67,6 +67,7 @@ def main(
     data: Annotated[Path, typer.Option(help="Images as `iqvit eval imagenet` reads them.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="A folder for the runs.")],
     images: Annotated[int, typer.Option(help="How many train.")] = 128,
+    extra: Annotated[Path | None, typer.Option(help="A folder of more images to train on.")] = None,
     calib: Annotated[int, typer.Option(help="How many of these calibrate.")] = 32,
     only: Annotated[str, typer.Option(help="Recipes, comma-separated.")] = "weights_4,shiftgelu",
     epochs: int = 2,
@@ -82,6 +83,7 @@ def main(
     model = load_model(spec, weights=weights)
     items = read_imagenet(data).items
     paths = [path for path, _ in choose(items, images, seed)]
+    taught = [*paths, *(list_images(extra) if extra else ())]
     preprocess = Preprocess.from_dict(model.preprocessing)
     scorer = Scorer(without(items, paths), preprocess, remembered(model.scores), limit)
     canonical = canonicalize(
@@ -91,6 +93,7 @@ def main(
     plan = Schedule(epochs, batch, lr, weight_decay=0.0, warmup=min(1.0, epochs / 8), seed=seed)
     told = {**asdict(plan), **asdict(rules), "hidden": hidden, "calibrated on": calib}
     told |= {"spec": spec, "trained on": len(paths), "limit": limit}
+    told |= {"extra": len(taught) - len(paths)}
     for name in only.split(","):
         folder = output / name
         folder.mkdir(parents=True, exist_ok=True)
@@ -106,12 +109,12 @@ def main(
         row = {"calibrated": row["calibrated"], "settings": told}
         row |= {"machine": machine(), "date": str(date.today())}
         write_row(folder, row)
-        task = distillation(learner, canonical, paths, hidden, {**told, "recipe": name})
+        task = distillation(learner, canonical, taught, hidden, {**told, "recipe": name})
         resume = (folder / "checkpoint.pt").exists()
         place = Output(folder, epochs, resume, progress=tell)
         Trainer(task, plan, place, World()).run()
         row["trained"] = scorer.score(learner.eval().export())
-        row["steps"] = epochs * (len(paths) // batch)
+        row["steps"] = epochs * (len(taught) // batch)
         row["cpu seconds"] = time.process_time() - begun
         write_row(folder, row)
     text = table(output)
@@ -272,7 +275,8 @@ def table(output: Path) -> str:
     first = ordered[0][1]
     settings, scored = first["settings"], first["trained"]
     lines = [
-        f"{first['date']}, {first['machine']['cpu']}. {settings['trained on']} images train, "
+        f"{first['date']}, {first['machine']['cpu']}. {settings['trained on']} images (and "
+        f"{settings['extra']} others) train, "
         f"{settings['calibrated on']} of them calibrate, {scored['images']} others are scored; "
         f"float32: {scored['float_top1']:.2f}.",
         "",
