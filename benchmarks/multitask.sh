@@ -17,15 +17,15 @@ train() {
 joint() {
     train multitask --input-size 352x480 --least-area 100 --box-weight 0.25 --class-weights sqrt-inverse "$@"
 }
-joint --drop-path 0.05 --crop 224x320 --from "$segmenter" --epochs 40 --until 21 --lr 4e-4 --encoder-lr-scale 0.4 --warmup 1 \
-    --validate-every 7 -o "$out/crops"
-joint --drop-path 0.05 --from "$out/crops/last" --epochs 6 --lr 3e-4 --encoder-lr-scale 0.5 --warmup 0.5 --validate-every 2 -o "$out/multitask"
+joint --drop-path 0.05 --crop 224x320 --from "$segmenter" --epochs 40 --until 16 --lr 4e-4 --encoder-lr-scale 0.4 --warmup 1 \
+    --validate-every 8 -o "$out/crops"
+joint --drop-path 0.05 --from "$out/crops/last" --epochs 3 --lr 3e-4 --encoder-lr-scale 0.5 --warmup 0.5 --validate-every 3 -o "$out/multitask"
 
 boxes() {
     train detection --drop-path 0.05 --weight-decay 0.01 --clip 1.0 "$@"
 }
-boxes --model rtdetr:vit_tiny --weights "$weights" --input-size 224x320 --epochs 40 --until 21 --lr 4e-4 \
-    --backbone-lr-scale 0.4 --warmup 1 --validate-every 7 -o "$out/boxes_begun"
+boxes --model rtdetr:vit_tiny --weights "$weights" --input-size 224x320 --epochs 40 --until 16 --lr 4e-4 \
+    --backbone-lr-scale 0.4 --warmup 1 --validate-every 8 -o "$out/boxes_begun"
 boxes --from "$out/boxes_begun/last" --input-size 352x480 --epochs 6 --lr 3e-4 --backbone-lr-scale 0.5 --warmup 0.5 \
     --validate-every 2 -o "$out/boxes"
 
