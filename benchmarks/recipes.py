@@ -21,6 +21,7 @@ from typing import Annotated, Any
 
 import torch
 import typer
+from comparing import remembered
 
 from iqvit.calibration.calibrate import calibrate
 from iqvit.calibration.recipe import load_recipe
@@ -62,7 +63,7 @@ def main(
     scored = without(items, [path for path, _ in chosen])
     captured = capture(model.module, model.input_shape, mean=model.mean, std=model.std)
     canonical = canonicalize(captured)
-    reference = _remembered(model.scores)
+    reference = remembered(model.scores)
     print(f"{date.today()}, {machine()['cpu']}, {images} calibration images, {len(scored)} scored")
     print("| recipe | top-1 | equal to float | dB | seconds to calibrate |\n|---|---|---|---|---|")
 
@@ -109,19 +110,6 @@ def rows(
         print(f"| {name} | {cells} | {seconds:.0f} |", flush=True)
         found |= {f"{key}@{name}": value for key, value in row.items()}
     return found
-
-
-def _remembered(scores):
-    """The float scores, computed once for each batch of images."""
-    seen: dict[int, torch.Tensor] = {}
-
-    def remembered(images: torch.Tensor) -> torch.Tensor:
-        key = hash(images.numpy().tobytes())
-        if key not in seen:
-            seen[key] = scores(images)
-        return seen[key]
-
-    return remembered
 
 
 if __name__ == "__main__":

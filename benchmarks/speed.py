@@ -88,7 +88,6 @@ def speed(
     counts, names = thread_counts(threads), chosen(only, SPEED_PEERS)
     torch.set_num_threads(1)
     output.mkdir(parents=True, exist_ok=True)
-    peaks = {f"peak_gmacs@{n}": measure_peak(resolve("host"), n) / 1e9 for n in counts}
     for name in chosen(rows or None, ROWS):
         screen.note(f"{name}:")
         spec, size, classes = ROWS[name]
@@ -101,6 +100,7 @@ def speed(
             jobs = [our_job(model, shop, output / "made" / name, report)]
             jobs += [peer_job(peer, SPEED_PEERS[peer], shop) for peer in names]
             timed = compare(jobs, None, counts, runs, report)
+        peaks = {f"peak_gmacs@{n}": measure_peak(resolve("host"), n) / 1e9 for n in counts}
         for row in timed:
             row.update(peaks)
         write_rows(output / f"{name}.json", spec, seed, timed)
@@ -133,6 +133,12 @@ def write_report(folder: Path, counts: list[int]) -> None:
         if (folder / f"{name}.json").is_file()
     }
     rows = {name: data["rows"] for name, data in found.items()}
+    # The peak is a bound: where others used the machine while it was measured it came out too low.
+    for key in [f"peak_gmacs@{n}" for n in counts]:
+        having = [row for measured in rows.values() for row in measured if key in row]
+        most = max((row[key] for row in having), default=0.0)
+        for row in having:
+            row[key] = most
     text = table(rows, counts)
     write_atomically(folder / "speed.md", text.encode())
     print(text)

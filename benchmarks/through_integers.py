@@ -10,7 +10,6 @@ is not done again. OUT/RECIPE/model.iqv is the trained program, OUT/RECIPE/row.j
 OUT/table.md the table of all rows in OUT.
 """
 
-import hashlib
 import json
 import tempfile
 import time
@@ -22,14 +21,15 @@ from typing import Annotated, Any
 
 import torch
 import typer
+from comparing import remembered
 from torch import Tensor, fx
 from torch.nn import functional
 from torchvision.transforms import v2
 
-from iqvit.calibration.calibrate import calibrate, normalise, run_node
+from iqvit.calibration.calibrate import calibrate, normalise, run_nodes
 from iqvit.calibration.quantize import facts
 from iqvit.calibration.recipe import Recipe, load_recipe
-from iqvit.canonical import CanonicalModel, constant, op_of
+from iqvit.canonical import CanonicalModel, op_of
 from iqvit.canonicalize import canonicalize
 from iqvit.capture import capture
 from iqvit.eval.bench import machine
@@ -198,15 +198,7 @@ def float_values(
     """What nodes of the float graph give for uint8 images `[B, 3, H, W]`: `[B, ...]` by name."""
 
     def single(image: Tensor) -> dict[str, Tensor]:
-        env: dict[fx.Node, Any] = {}
-        for node in canonical.module.graph.nodes:
-            if node.op == "placeholder":
-                env[node] = image
-            elif node.op == "get_attr":
-                env[node] = constant(node)
-            elif node.op == "call_function":
-                env[node] = run_node(node, env)
-        by_name = {node.name: value for node, value in env.items()}
+        by_name = {node.name: env[node] for node, env in run_nodes(canonical, image)}
         return {name: by_name[source] for name, source in names.items()}
 
     found = torch.vmap(single)(normalise(canonical, images)[:, None])
@@ -238,19 +230,6 @@ class Scorer:
                 zero_point=float(qparams.zero_point),
                 limit=self.limit,
             )
-
-
-def remembered(predict: Predictor) -> Predictor:
-    """`predict`, computed once for the same images: all programs see them."""
-    kept: dict[bytes, Tensor] = {}
-
-    def found(images: Tensor) -> Tensor:
-        key = hashlib.sha256(images.numpy().tobytes()).digest()
-        if key not in kept:
-            kept[key] = predict(images)
-        return kept[key]
-
-    return found
 
 
 def read_row(folder: Path) -> dict[str, Any]:

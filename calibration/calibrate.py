@@ -1,6 +1,6 @@
 """Calibrate: one pass for the ranges, one sweep that rounds node by node."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -70,9 +70,22 @@ def normalise(model: CanonicalModel, images: torch.Tensor) -> torch.Tensor:
     return (images.to(torch.float32) / 255 - mean) / std
 
 
-def run_node(node: fx.Node, env: dict[fx.Node, torch.Tensor]) -> torch.Tensor:
-    """One call node of the float graph."""
-    return node.target(*fx.map_arg(node.args, lambda n: env[n]))  # type: ignore[operator]
+def run_nodes(
+    model: CanonicalModel, x: torch.Tensor
+) -> Iterator[tuple[fx.Node, dict[fx.Node, torch.Tensor]]]:
+    """Every node of the float graph when its value is there, and the values so far; x: what
+    `normalise` gives."""
+    env: dict[fx.Node, Any] = {}
+    for node in model.module.graph.nodes:
+        if node.op == "placeholder":
+            env[node] = x
+        elif node.op == "get_attr":
+            env[node] = constant(node)
+        elif node.op == "call_function":
+            arguments = fx.map_arg(node.args, lambda n: env[n])
+            env[node] = node.target(*arguments)  # type: ignore[operator]
+        if node in env:
+            yield node, env
 
 
 def observe(
@@ -99,18 +112,12 @@ def observe(
 def _observe_image(
     model: CanonicalModel, plan: Plan, x: torch.Tensor, observers: dict[str, Observer]
 ) -> None:
-    env: dict[fx.Node, Any] = {}
-    for node in model.module.graph.nodes:
-        if node.op == "placeholder":
-            env[node] = x
-        elif node.op == "get_attr":
-            env[node] = constant(node)
-        elif node.op == "call_function":
-            env[node] = run_node(node, env)
-            if op_of(node).name == "attention" and plan.approximation(node) != "exp2":
-                q, k, _, scale = fx.map_arg(node.args, lambda n: env[n])
-                logits = q @ k.transpose(-1, -2) * scale
-                observers.setdefault(f"{node.name}.logits", Observer(False)).update(logits)
+    for node, env in run_nodes(model, x):
+        called = node.op == "call_function"
+        if called and op_of(node).name == "attention" and plan.approximation(node) != "exp2":
+            q, k, _ = (env[n] for n in node.all_input_nodes)
+            logits = q @ k.transpose(-1, -2) * node.args[3]
+            observers.setdefault(f"{node.name}.logits", Observer(False)).update(logits)
         if node.name in observers:
             observers[node.name].update(env[node])
         for source in node.all_input_nodes:

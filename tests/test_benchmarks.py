@@ -1,5 +1,6 @@
 """The comparisons with other toolchains: what they count, and what happens where a peer fails."""
 
+import json
 import re
 import time
 from contextlib import ExitStack
@@ -258,6 +259,16 @@ def test_a_line_of_the_table_of_speed():
     assert line("m", [OURS | {"latency_ms@2": 1.0, "peak_gmacs@2": 6.0}, FAST], 2, peers) == (
         "| m | 2 | 1.0 | 50 % |  |  |  |"
     )
+
+
+def test_shares_are_of_the_largest_peak_of_all_rows(tmp_path):
+    from speed import OURS, write_report
+
+    for name, peak in (("deit-tiny-224", 100.0), ("deit-small-224", 200.0)):
+        row = {"peer": OURS, "macs": 10**9, "latency_ms@1": 20.0, "peak_gmacs@1": peak}
+        (tmp_path / f"{name}.json").write_text(json.dumps({"rows": [row]}))
+    write_report(tmp_path, [1])
+    assert (tmp_path / "speed.md").read_text().count("| 25 % |") == 2
 
 
 def test_the_table_of_speed_says_why_a_peer_failed():

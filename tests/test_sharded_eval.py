@@ -158,3 +158,10 @@ def test_results_are_not_taken_from_another_evaluation(place, tmp_path, capsys):
     ):
         assert main(imagenet(place, model, *resume, *more)) == 2
         assert f"another evaluation: it differs in {names}" in capsys.readouterr().err
+
+
+def test_a_file_where_results_are_to_be_kept(place, tmp_path, capsys):
+    (tmp_path / "kept").write_text("mine")
+    assert main(imagenet(place, "net.iqv", "--resume", str(tmp_path / "kept"))) == 2
+    assert "it is a file where a folder is needed" in capsys.readouterr().err
+    assert (tmp_path / "kept").read_text() == "mine"

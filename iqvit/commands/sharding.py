@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from iqvit.commands import screen
+from iqvit.commands.outputs import require_folder
 from iqvit.commands.subject import FLOAT, Subject
 
 if TYPE_CHECKING:
@@ -52,6 +53,8 @@ def score(
     from iqvit.eval.shards import ToldElsewhere, require_same, score_shared
     from iqvit.processes import ProcessLost, processes
 
+    if resume is not None:
+        require_folder(resume)
     with processes(gpus=False) as world, told_when_stopped(world, resume), ExitStack() as files:
         if threads is None and world.size > 1:
             threads = cores_each()
