@@ -72,9 +72,9 @@ def normalise(model: CanonicalModel, images: torch.Tensor) -> torch.Tensor:
 
 def run_nodes(
     model: CanonicalModel, x: torch.Tensor
-) -> Iterator[tuple[fx.Node, dict[fx.Node, torch.Tensor]]]:
-    """Every node of the float graph when its value is there, and the values so far; x: what
-    `normalise` gives."""
+) -> Iterator[tuple[fx.Node, dict[fx.Node, Any]]]:
+    """Every node of the float graph when its value is there, and the values so far, of which those
+    that no later node reads may be dropped; x: what `normalise` gives."""
     env: dict[fx.Node, Any] = {}
     for node in model.module.graph.nodes:
         if node.op == "placeholder":
@@ -115,8 +115,9 @@ def _observe_image(
     for node, env in run_nodes(model, x):
         called = node.op == "call_function"
         if called and op_of(node).name == "attention" and plan.approximation(node) != "exp2":
-            q, k, _ = (env[n] for n in node.all_input_nodes)
-            logits = q @ k.transpose(-1, -2) * node.args[3]
+            arguments: Any = node.args
+            q, k, scale = env[arguments[0]], env[arguments[1]], arguments[3]
+            logits = q @ k.transpose(-1, -2) * scale
             observers.setdefault(f"{node.name}.logits", Observer(False)).update(logits)
         if node.name in observers:
             observers[node.name].update(env[node])
