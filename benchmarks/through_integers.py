@@ -55,7 +55,7 @@ NOISE = 1.0
 """Points of top-1: a smaller loss is no more than a few images, and its share says nothing."""
 HEADER = (
     "| recipe | top-1: calibrated | trained | recovered | equal to float: calibrated | trained | "
-    "logits, dB: calibrated | trained | error removed | steps |"
+    "logits, dB: calibrated | trained | error removed | images | steps |"
 )
 
 Predictor = Callable[[Tensor], Tensor]
@@ -254,10 +254,9 @@ def table(output: Path) -> str:
     first = ordered[0][1]
     settings, scored = first["settings"], first["trained"]
     lines = [
-        f"{first['date']}, {first['machine']['cpu']}. {settings['trained on']} images (and "
-        f"{settings['extra']} others) train, "
-        f"{settings['calibrated on']} of them calibrate, {scored['images']} others are scored; "
-        f"float32: {scored['float_top1']:.2f}.",
+        f"{first['date']}, {first['machine']['cpu']}. {settings['calibrated on']} images "
+        f"calibrate, these and others train, {scored['images']} more are scored; float32: "
+        f"{scored['float_top1']:.2f}.",
         "",
         HEADER,
         "|---" * (HEADER.count("|") - 1) + "|",
@@ -274,7 +273,8 @@ def line(name: str, row: Mapping[str, Any]) -> str:
     pairs = {key: (f"{before[key]:.2f}", f"{after[key]:.2f}") for key in ("top1", "agreement")}
     decibels = f"{before['sqnr_db']:.1f}", f"{after['sqnr_db']:.1f}"
     cells = [name, *pairs["top1"], back, *pairs["agreement"], *decibels, f"{removed:.0f} %"]
-    return f"| {' | '.join(cells)} | {row['steps']} |"
+    images = row["settings"]["trained on"] + row["settings"]["extra"]
+    return f"| {' | '.join(cells)} | {images} | {row['steps']} |"
 
 
 def tell(done: int, total: int, loss: float, rate: float) -> None:
