@@ -17,8 +17,8 @@ from iqvit.files import write_atomically
 from iqvit.models.scenes import STUFF, THINGS
 from iqvit.models.scenes.placing import FEWEST, MOST, MOST_CLUTTER, USUAL
 
-PHASES = ("maps", "joint", "longer")
-"""Folders of OUT with a history, in the order of the training; those that are there are listed."""
+PHASES = ("maps", "joint", "fine")
+"""Folders of OUT with a history, in the order of the training."""
 
 CARD = Path(__file__).with_suffix(".md")
 
@@ -89,8 +89,7 @@ def main(out: Path, model: Path) -> None:
     config = json.loads((model / "config.json").read_text())["config"]
     detector, weights = config["detector"], (model / "model.safetensors").read_bytes()
     height, width = detector["image_size"]
-    files = {phase: out / phase / "history.json" for phase in PHASES}
-    histories = {phase: json.loads(f.read_text()) for phase, f in files.items() if f.is_file()}
+    histories = {p: json.loads((out / p / "history.json").read_text()) for p in PHASES}
     text = CARD.read_text(encoding="utf-8").format(
         size=f"{height}x{width}",
         outer=detector["backbone"]["width"],

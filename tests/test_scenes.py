@@ -21,7 +21,7 @@ from iqvit.models.scenes.vectors import Vec, rotation, squares
 
 SIZE = 96
 NOTHING = 255
-GOLDEN = ["8fbdfe017453394e", "f6431c1e88bb9bea", "3cf56440fe6790ba"]
+GOLDEN = ["158afb59189d5b78", "3d0596299964c466", "cdafc6b606bb8cd2"]
 
 
 @pytest.fixture(scope="module")

@@ -40,7 +40,7 @@ def scenes(
     The same options give the same files, and fewer scenes are the first of more. DIR is data for
     `train` and `eval`, for segmentation (SPLIT/images, SPLIT/annotations, classes.txt) and for
     detection (annotations/instances_SPLIT.json, in COCO's format, with masks). A box is tight
-    around what is seen of a thing; things of which less than 15 % or 20 pixels are seen are crowd
+    around what is seen of a thing; things of which less than 20 % or 40 pixels are seen are crowd
     regions, which are neither to be found nor missed.
     """
     require_folder(output)

@@ -10,12 +10,14 @@ from iqvit.models.scenes.shapes import CLUTTER, THINGS, Shape
 from iqvit.models.scenes.surfaces import Noise, Surface, any_pattern
 from iqvit.models.scenes.vectors import Colour, Vec, length, rotation
 
-FEWEST, MOST, MOST_CLUTTER = 3, 10, 5
-LEAST_RADIUS, MOST_RADIUS = 0.17, 0.4
+FEWEST, MOST, MOST_CLUTTER = 2, 7, 4
+LEAST_RADIUS, MOST_RADIUS = 0.25, 0.45
 """Of things, in metres."""
-USUAL = 0.85
+USUAL = 0.95
 """Share of the things whose hue is the usual one of their kind; the others have any. With 0 only
 their shape tells them apart, which a small model learns from tens of thousands of scenes alone."""
+DULL = (0.0, 0.12), (0.1, 0.6)
+"""Saturation and value of clutter."""
 HUE_STEP, HUE_SPREAD = 3 / 8, 0.04
 """From the usual hue of a kind to that of the next, and how far a thing's can be from it; 1 is once
 around. Kinds of like shapes (can and mug, cone and pyramid) are far apart."""
@@ -42,7 +44,7 @@ def place_all(dice: Dice, room: Room, camera: Camera, noise: Noise) -> list[Plac
     placed: list[Placed] = []
     for label in labels:
         shape = kinds[label](dice) if label != NO_LABEL else dice.pick(CLUTTER)(dice)
-        radius = dice.uniform(LEAST_RADIUS, MOST_RADIUS) * (0.5 if label == NO_LABEL else 1.0)
+        radius = dice.uniform(LEAST_RADIUS, MOST_RADIUS) * (0.55 if label == NO_LABEL else 1.0)
         body = _put(dice, shape, radius, [other.body for other in placed], room, camera)
         if body is not None:
             placed.append(Placed(body, _surface(dice, noise, label), label))
@@ -95,9 +97,8 @@ def _power(body: Body, eye: Vec) -> float:
 
 
 def _surface(dice: Dice, noise: Noise, label: int) -> Surface:
-    usual = label != NO_LABEL and dice.chance(USUAL)
     return Surface(
-        _usual_colours(dice, label) if usual else (dice.colour(), dice.colour()),
+        _colours(dice, label),
         any_pattern(dice, dice.uniform(0.3, 0.8), 6.0, noise),
         noise,
         dice.uniform(6, 30),
@@ -106,8 +107,12 @@ def _surface(dice: Dice, noise: Noise, label: int) -> Surface:
     )
 
 
-def _usual_colours(dice: Dice, label: int) -> tuple[Colour, Colour]:
-    """Two shades of about the hue of a kind."""
+def _colours(dice: Dice, label: int) -> tuple[Colour, Colour]:
+    """Two greys for clutter; for a thing two shades of about the hue of its kind, or any."""
+    if label == NO_LABEL:
+        return dice.colour(*DULL), dice.colour(*DULL)
+    if not dice.chance(USUAL):
+        return dice.colour(), dice.colour()
     hue = (label * HUE_STEP + dice.uniform(-HUE_SPREAD, HUE_SPREAD)) % 1
     return (
         hsv(hue, dice.uniform(0.55, 0.95), dice.uniform(0.45, 1.0)),

@@ -158,8 +158,8 @@ def _wall(yaw: float, distance: float, surface: Surface, skirting: float) -> Wal
 
 def _wall_surface(dice: Dice, noise: Noise) -> Surface:
     colours = (
-        dice.colour((0.0, 0.5), (0.45, 0.95)),
-        dice.colour((0.0, 0.6), (0.3, 0.95)),
+        dice.colour((0.0, 0.25), (0.45, 0.95)),
+        dice.colour((0.0, 0.25), (0.3, 0.95)),
     )
     kind = dice.whole(0, 5)
     period = dice.uniform(0.12, 0.5)
@@ -177,8 +177,8 @@ def _wall_surface(dice: Dice, noise: Noise) -> Surface:
 
 def _floor_surface(dice: Dice, noise: Noise) -> Surface:
     colours = (
-        dice.colour((0.05, 0.6), (0.3, 0.9)),
-        dice.colour((0.05, 0.6), (0.15, 0.8)),
+        dice.colour((0.0, 0.3), (0.3, 0.9)),
+        dice.colour((0.0, 0.3), (0.15, 0.8)),
     )
     kind = dice.whole(0, 5)
     period = dice.uniform(0.15, 0.5)
@@ -198,7 +198,7 @@ def _rug(dice: Dice, depth: float, noise: Noise) -> Rug:
     centre = Vec(dice.uniform(-0.8, 0.8), 0.0, dice.uniform(0.45, 0.85) * depth)
     half = (dice.uniform(0.4, 1.3), dice.uniform(0.3, 0.8))
     surface = Surface(
-        (dice.colour(), dice.colour()),
+        (dice.colour((0.6, 0.95)), dice.colour((0.6, 0.95))),
         any_pattern(dice, dice.uniform(0.08, 0.3), 8.0, noise),
         noise,
         dice.uniform(50, 150),

@@ -26,7 +26,7 @@ CLASSES = (*STUFF, *THINGS)
 CLUTTER = 3
 SPLITS = ("train", "val", "calib", "test")
 LEAST_SIDE, MOST_SIDE = 32, 2048
-LEAST_PIXELS, LEAST_SHARE = 20, 0.15
+LEAST_PIXELS, LEAST_SHARE = 40, 0.2
 """A thing is to be found if so many of its pixels and this share of them are seen; the pixels that
 it would have outside the image, or alone, count as well."""
 NOTHING = 255
