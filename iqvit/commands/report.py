@@ -38,7 +38,8 @@ def report(
         typer.Argument(
             metavar="SPEC",
             help="A float model: timm:NAME, torchvision:NAME, transformers:NAME_OR_FOLDER, "
-            "segmenter:FOLDER, rtdetr:FOLDER, multitask:FOLDER, FILE.py:FUNCTION.",
+            "segmenter:FOLDER, rtdetr:FOLDER, multitask:FOLDER, embedded:scenes, "
+            "FILE.py:FUNCTION.",
         ),
     ],
     data: Annotated[
