@@ -197,6 +197,7 @@ def _floor_surface(dice: Dice, noise: Noise) -> Surface:
 def _rug(dice: Dice, depth: float, noise: Noise) -> Rug:
     centre = Vec(dice.uniform(-0.8, 0.8), 0.0, dice.uniform(0.45, 0.85) * depth)
     half = (dice.uniform(0.4, 1.3), dice.uniform(0.3, 0.8))
+    # Strong colours: only by them is a rug no patch of a floor, which is pale.
     surface = Surface(
         (dice.colour((0.6, 0.95)), dice.colour((0.6, 0.95))),
         any_pattern(dice, dice.uniform(0.08, 0.3), 8.0, noise),
