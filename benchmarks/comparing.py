@@ -21,12 +21,12 @@ from torch import Tensor
 from workshop import Workshop
 
 from iqvit.commands import screen
-from iqvit.commands.bench import open_for_timing
+from iqvit.commands.bench import open_for_timing, take_turns
 from iqvit.commands.quantize import read_images
 from iqvit.commands.screen import Report
 from iqvit.commands.subject import Subject
 from iqvit.errors import DataError, IqvitError
-from iqvit.eval.bench import bench, machine
+from iqvit.eval.bench import machine
 from iqvit.files import write_atomically
 from iqvit.models.float_model import FloatModel
 
@@ -229,15 +229,7 @@ def add_times(
 ) -> None:
     """Adds `latency_ms@THREADS` and its like to the rows; all take turns, some for `fewer` runs."""
     by_name = {row["peer"]: row for row in rows}
-    for timed in bench(
-        {name: subject.call for name, subject in subjects.items()},
-        lambda name: subjects[name].example(),
-        threads=threads,
-        runs=runs,
-        set_threads={name: subject.set_threads for name, subject in subjects.items()},
-        fewer=fewer,
-        progress=lambda done, total: report("timing", done, total),
-    ):
+    for timed in take_turns(subjects, threads, runs, report, fewer):
         for key in TIMES:
             by_name[timed["model"]][f"{key}@{timed['threads']}"] = timed[key]
 

@@ -114,6 +114,7 @@ def main(out: Path, model: Path) -> None:
         tested=found["images"],
         small=found["AP_small"],
         medium=found["AP_medium"],
+        large=found["AP_large"],
         table=table(found),
         machine=machine(found),
         classes=classes(found),

@@ -11,7 +11,7 @@ export OMP_NUM_THREADS=1
 python "$here/mask_boxes.py" "$camvid" "$data" --class-file "$here/camvid.txt"
 
 train() {
-    torchrun --nproc-per-node 2 -m iqvit train "$@" --data "$data" --batch 8 --ema 0.99 --threads 1
+    torchrun --nproc-per-node "${processes:-2}" -m iqvit train "$@" --data "$data" --batch 8 --ema 0.99 --threads 1
 }
 # A long schedule on crops cut in the middle, then a short one on whole images that ends at a learning rate of 0.
 joint() {
@@ -38,8 +38,8 @@ program "rtdetr:$out/boxes" "$out/boxes"
 program "segmenter:$segmenter" "$out/maps"
 iqvit eval multitask --data "$data" "$out/multitask.artifact" --reference "multitask:$out/multitask" --json "$out/multitask.json"
 
-# An epoch through its own integers, at a small learning rate.
-joint --through-integers --from "$out/multitask" --calib "$camvid/train/images" --images 32 --epochs 1 --lr 1e-5 --warmup 0.2 \
+# An epoch through its own integers, at a small learning rate, by one process.
+processes=1 joint --through-integers --from "$out/multitask" --calib "$camvid/train/images" --images 32 --epochs 1 --lr 1e-5 --warmup 0.2 \
     -o "$out/trained"
 iqvit compile "$out/trained/model.iqv" -o "$out/trained.artifact"
 iqvit eval multitask --data "$data" "$out/trained.artifact" --reference "multitask:$out/multitask" --json "$out/trained.json"

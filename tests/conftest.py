@@ -25,6 +25,21 @@ def free_port():
 
 
 @pytest.fixture(scope="session")
+def classified():
+    """classified(folder, count): random images of 16x16 of five classes, told by their names."""
+    import numpy as np
+    from PIL import Image
+
+    def write(folder: Path, count: int) -> None:
+        folder.mkdir()
+        pixels = np.random.default_rng(1).integers(0, 256, (count, 16, 16, 3), dtype=np.uint8)
+        for i, image in enumerate(pixels):
+            Image.fromarray(image).save(folder / f"{i % 5}_{i}.png")
+
+    return write
+
+
+@pytest.fixture(scope="session")
 def masks_and_boxes(tmp_path_factory) -> Path:
     """Four + three images of 80x120 with masks (ground, red, green; 9 is void) and boxes of red and
     green, one or none of each in an image; not to be changed."""

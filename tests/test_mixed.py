@@ -5,6 +5,7 @@ import re
 
 import pytest
 import torch
+from published import PUBLISHED
 
 import iqvit
 from iqvit.calibration.quantize import quantize_canonical
@@ -19,19 +20,7 @@ HALF = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
 TINY = ViTConfig(image_size=16, patch_size=8, width=16, depth=1, heads=2, mlp_ratio=2, classes=4)
 RECIPES = {
     "default": Recipe(),
-    "shifts": Recipe(
-        operators={
-            "gelu": {"approximation": "shiftgelu"},
-            "attention": {"approximation": "shiftmax"},
-            "layer_norm": {"approximation": "ilayernorm"},
-        }
-    ),
-    "I-BERT": Recipe(
-        operators={
-            "gelu": {"approximation": "igelu"},
-            "attention": {"approximation": "isoftmax"},
-        }
-    ),
+    **PUBLISHED,
     "channels": Recipe(Settings(granularity="channel")),
 }
 

@@ -10,7 +10,6 @@ from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
 
-import numpy as np
 import pytest
 from PIL import Image
 
@@ -50,15 +49,12 @@ FEW = ["--runs", "2", "--calib-images", str(CALIBRATING), "--threads", "1"]
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
+def place(tmp_path_factory, classified):
     """net.py, images/, trained.iqv, which is another program of the model, and wide.iqv, which is
     none."""
     folder = tmp_path_factory.mktemp("report")
     (folder / "net.py").write_text(NET)
-    (folder / "images").mkdir()
-    pixels = np.random.default_rng(1).integers(0, 256, (IMAGES, 16, 16, 3), dtype=np.uint8)
-    for i, image in enumerate(pixels):
-        Image.fromarray(image).save(folder / "images" / f"{i % 5}_{i}.png")
+    classified(folder / "images", IMAGES)
     for name, function in (("trained", "model"), ("wide", "wide")):
         made = ["-o", f"{folder}/{name}.iqv", "--images", "1"]
         calib = ["--calib", f"{folder}/images"]

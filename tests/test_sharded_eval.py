@@ -6,9 +6,7 @@ import re
 import subprocess
 import sys
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from iqvit.cli import main
 
@@ -55,14 +53,11 @@ IMAGES = 41
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
+def place(tmp_path_factory, classified):
     """images/ of five classes, one of them damaged, net.py, its integers net.iqv, and net/."""
     folder = tmp_path_factory.mktemp("sharded")
     (folder / "net.py").write_text(MODEL)
-    (folder / "images").mkdir()
-    pixels = np.random.default_rng(1).integers(0, 256, (IMAGES, 16, 16, 3), dtype=np.uint8)
-    for i, image in enumerate(pixels):
-        Image.fromarray(image).save(folder / "images" / f"{i % 5}_{i}.png")
+    classified(folder / "images", IMAGES)
     spec, program = f"{folder}/net.py:model", f"{folder}/net.iqv"
     calib = ["--calib", f"{folder}/images", "--images", "8"]
     assert main(["quantize", spec, *calib, "-o", program]) == 0

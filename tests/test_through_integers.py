@@ -9,6 +9,7 @@ from functools import cache
 
 import pytest
 import torch
+from published import PUBLISHED
 from torch import nn
 from torch.nn import functional
 
@@ -40,19 +41,7 @@ RECIPES = {
     "weights of 4 bits, one scale": Recipe(Settings(weight_bits=4, weight_granularity="tensor")),
     "tensors": Recipe(Settings(granularity="tensor", observer="percentile")),
     "channels": Recipe(Settings(granularity="channel")),
-    "shifts": Recipe(
-        operators={
-            "gelu": {"approximation": "shiftgelu"},
-            "attention": {"approximation": "shiftmax"},
-            "layer_norm": {"approximation": "ilayernorm"},
-        }
-    ),
-    "I-BERT": Recipe(
-        operators={
-            "gelu": {"approximation": "igelu"},
-            "attention": {"approximation": "isoftmax"},
-        }
-    ),
+    **PUBLISHED,
     "lambda": Recipe(operators={"gelu": {"approximation": "lambda_shiftgelu"}}),
 }
 
@@ -407,7 +396,8 @@ def test_two_processes_train_one_program(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    found = {"PYTHONPATH": os.path.dirname(__file__)}  # of this file's imports
+    environment = {**os.environ, **found, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
         [*command, str(script), __file__, str(tmp_path)],
         env=environment, capture_output=True, text=True, check=False,

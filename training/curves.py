@@ -15,6 +15,7 @@ def write_curves(path: Path, history: Sequence[Mapping[str, float]], metric: str
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
+        from matplotlib.ticker import MaxNLocator
     except ImportError:
         return False
     figure = Figure(figsize=(12, 3.5), layout="constrained")
@@ -23,6 +24,7 @@ def write_curves(path: Path, history: Sequence[Mapping[str, float]], metric: str
         rows = [row for row in history if key in row]
         axes.plot([row["epoch"] for row in rows], [row[key] for row in rows], marker=".")
         axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_title(key)
         axes.grid(alpha=0.3)
     buffer = io.BytesIO()

@@ -1,7 +1,7 @@
 """`iqvit bench`: how fast models are, measured in turns."""
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -138,21 +138,34 @@ def open_for_timing(
     return open_subject(model, weights=weights, input_size=input_size, classes=classes)
 
 
+def take_turns(
+    subjects: Mapping[str, Subject],
+    threads: Sequence[int],
+    runs: int,
+    report: "Report",
+    fewer: Mapping[str, int] | None = None,
+) -> list[dict[str, Any]]:
+    """`eval.bench.bench` of subjects, each on its own example: a row for each number of threads and
+    name."""
+    from iqvit.eval.bench import bench as timed
+
+    return timed(
+        {name: subject.call for name, subject in subjects.items()},
+        lambda name: subjects[name].example(),
+        threads=threads,
+        runs=runs,
+        set_threads={name: subject.set_threads for name, subject in subjects.items()},
+        fewer=fewer,
+        progress=lambda done, total: report("timing", done, total),
+    )
+
+
 def measure(
     subjects: Sequence[Subject], threads: Sequence[int], runs: int, report: "Report"
 ) -> list[dict[str, Any]]:
     """One row for each number of threads and subject, with `COLUMNS` as far as they are known."""
-    from iqvit.eval.bench import bench as take_turns
-
     by_name = {subject.name: subject for subject in subjects}
-    rows = take_turns(
-        {subject.name: subject.call for subject in subjects},
-        lambda name: by_name[name].example(),
-        threads=threads,
-        runs=runs,
-        set_threads={subject.name: subject.set_threads for subject in subjects},
-        progress=lambda done, total: report("timing", done, total),
-    )
+    rows = take_turns(by_name, threads, runs, report)
     peaks = {count: peak(count) for count in dict.fromkeys(threads)}
     for row in rows:
         subject = by_name[row["model"]]

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from iqvit.commands.bench import take_turns
 from iqvit.commands.report_data import Material, outcome
 from iqvit.commands.report_models import Contender
 from iqvit.commands.subject import (
@@ -102,7 +103,6 @@ def time_contenders(
     contenders: Sequence[Contender], threads: Sequence[int], runs: int, progress: "Progress"
 ) -> "dict[str, tuple[Timing, ...]]":
     """All but mixed precision in turns; interpreters for fewer runs, as they are slow."""
-    from iqvit.eval.bench import bench
     from iqvit.eval.report import Timing
 
     timed = {one.name: one.subject for one in contenders if one.subject.kind != MIXED}
@@ -114,15 +114,7 @@ def time_contenders(
             seconds = time.perf_counter() - begun
             fewer[name] = max(1, min(runs, int(SLOW_SECONDS / seconds)))
     found: dict[str, list[Timing]] = {name: [] for name in timed}
-    for row in bench(
-        {name: subject.call for name, subject in timed.items()},
-        lambda name: timed[name].example(),
-        threads=threads,
-        runs=runs,
-        set_threads={name: subject.set_threads for name, subject in timed.items()},
-        fewer=fewer,
-        progress=lambda done, total: progress("timing", done, total),
-    ):
+    for row in take_turns(timed, threads, runs, progress, fewer):
         timing = Timing(
             row["threads"],
             row["latency_ms"],
