@@ -8,7 +8,7 @@ from tvm.tirx.script import builder as T
 from iqvit.errors import GraphError
 from iqvit.tvm_backend.check import assert_no_float
 from iqvit.tvm_backend.kernels.gemm import Extra, Gemm, gemm_kernel
-from iqvit.tvm_backend.kernels.isa import AVX2, AVX512_VNNI, AVX_VNNI, ISAS
+from iqvit.tvm_backend.kernels.isa import ARM_I8MM, AVX2, AVX512_VNNI, AVX_VNNI, ISAS
 from iqvit.tvm_backend.kernels.packing import column_order, fold_bias, pack_weights
 from iqvit.tvm_backend.kernels.portable import portable_gemm_kernel
 from iqvit.tvm_backend.kernels.requant import Requant, fits_high_half
@@ -178,6 +178,16 @@ def test_avx_vnni_compiles_to_its_own_encoding():
     assembly = library.mod.inspect_source("asm")
     assert "{vex}\tvpdpbusd" in assembly
     assert "zmm" not in assembly
+
+
+def test_i8mm_multiplies_matrices():
+    # What it computes is held to the operators' bits on an emulated CPU (test_runner.py).
+    gemm = make((6, 16, 16), "uint8", REQUANTS[0])
+    module = tvm.IRModule({"gemm": gemm_kernel(gemm, ARM_I8MM, "gemm")})
+    library = tvm.compile(module, target=TARGETS["arm64-i8mm"].tvm_target())
+    assembly = library.mod.inspect_source("asm")
+    assert assembly.count("usmmla") == 24 * (16 // ARM_I8MM.k_group)
+    assert "dot" not in assembly
 
 
 @pytest.mark.parametrize("isa", ISAS.values(), ids=ISAS)

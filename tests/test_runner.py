@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,9 @@ from iqvit.ops.base import REGISTRY
 from iqvit.ops.input import Input
 from iqvit.tvm_backend import linker
 from iqvit.tvm_backend.artifact import read_manifest, tensors_text
+from iqvit.tvm_backend.channels_last import TO_LAST, ChannelsLast
 from iqvit.tvm_backend.fuse import Group
+from iqvit.tvm_backend.kernels.conv import OFFERS
 from iqvit.tvm_backend.lower import Lowering
 from iqvit.tvm_backend.machine_code import machine_code
 from iqvit.tvm_backend.pipeline import build
@@ -242,16 +245,27 @@ def one_node(sample):
     return Loose(builder.nodes), builder.add("out", sample.op, values), values
 
 
+def samples():
+    """Those of all operators, and of operators over images also with the channels last."""
+    for kind in REGISTRY.values():
+        for sample in kind.samples():
+            yield sample
+            if kind in OFFERS:
+                x, *constants = sample.inputs
+                last = replace(x, shape=tuple(x.shape[d] for d in TO_LAST))
+                yield replace(sample, op=ChannelsLast(sample.op), inputs=(last, *constants))
+
+
 def samples_library(target, folder):
     """Every sample that a fast kernel takes, in one library; the samples and their free inputs."""
     builder, functions, taken = relax.BlockBuilder(), {}, []
-    for name in sorted(op.NAME for op in FAST if op.NAME):
-        for sample in REGISTRY[name].samples():
-            graph, node, values = one_node(sample)
-            call = FAST[type(sample.op)](graph, Group(node), target.isa)
-            if call is not None:
-                free = [value for value in values if value.type.value is None]
-                taken.append((sample, graph, Step(Group(node), call), free))
+    for sample in samples():
+        graph, node, values = one_node(sample)
+        offer = FAST.get(type(sample.op))
+        call = None if offer is None else offer(graph, Group(node), target.isa)
+        if call is not None:
+            free = [value for value in values if value.type.value is None]
+            taken.append((sample, graph, Step(Group(node), call), free))
     tensors = [
         [relax.Var(f"s{i}_{n.name}", relax.TensorType(n.type.shape, n.type.dtype)) for n in free]
         for i, (_, _, _, free) in enumerate(taken)
@@ -309,7 +323,7 @@ def test_every_kernel_on_arm_gives_the_integers_of_its_operator(
 ):
     taken = samples_library(TARGETS[target], tmp_path / "samples")
     assert machine_code(tmp_path / "samples" / "model.so").found == ()
-    assert {sample.op.NAME for sample, _ in taken} >= {"attention", "layernorm", "linear"}
+    assert {sample.op.NAME for sample, _ in taken} >= {"attention", "conv2d", "layernorm", "linear"}
     rng = np.random.default_rng(0)
     frames = b""
     expected = []

@@ -6,7 +6,7 @@ import numpy as np
 import tvm
 
 from iqvit.errors import TargetError
-from iqvit.tvm_backend.kernels.instructions import dot
+from iqvit.tvm_backend.kernels.instructions import dot, matrix_product
 from iqvit.tvm_backend.kernels.isa import Isa
 from iqvit.tvm_backend.kernels.script import Expr, IRBuilder, PrimFunc, T
 from iqvit.tvm_backend.kernels.vector import function_attributes, span, splat, typed
@@ -20,7 +20,7 @@ REPEATS = 15
 
 
 def measure_peak(target: Target, threads: int = 1) -> float:
-    """Multiply-accumulates a second that `threads` cores reach with `target`'s dot instruction.
+    """Multiply-accumulates a second that `threads` cores reach by `target`'s dot or matrix product.
 
     The best of a few runs of about a millisecond, so it stands for the clock as it is under this
     load, which a data sheet does not know. Raises `TargetError` for a target without one.
@@ -40,7 +40,7 @@ def measure_peak(target: Target, threads: int = 1) -> float:
         start = time.perf_counter()
         run(*operands)
         best = min(best, time.perf_counter() - start)
-    return threads * STEPS * CHAINS * isa.slots / best
+    return threads * STEPS * CHAINS * isa.slots * isa.tile / best
 
 
 def peak_kernel(isa: Isa, threads: int) -> PrimFunc:
@@ -64,6 +64,8 @@ def peak_kernel(isa: Isa, threads: int) -> PrimFunc:
 
 
 def _step(isa: Isa, acc: Expr, x: Expr) -> Expr:
+    if isa.matrix:
+        return matrix_product(isa, acc, x, x)
     # Without accumulation the accumulator takes part in an operand, or the product would be taken
     # out of the loop.
     mixed = x if isa.dot_accumulates else T.reinterpret(typed(isa.operand, isa.slots), acc)

@@ -19,15 +19,13 @@ from iqvit.tvm_backend.kernels.gemm import (
     Extra,
     Gemm,
     Kernel,
-    accumulators,
-    emit_biases,
-    emit_run,
     emit_stores,
     operand,
     scalars_arg,
 )
 from iqvit.tvm_backend.kernels.integers import keep
 from iqvit.tvm_backend.kernels.isa import Isa
+from iqvit.tvm_backend.kernels.products import Products
 from iqvit.tvm_backend.kernels.script import Buffer, Expr, IRBuilder, PrimFunc, T
 from iqvit.tvm_backend.kernels.vector import function_attributes, pieces, span, splat
 
@@ -71,7 +69,7 @@ class Window:
 
     def channels(self, isa: Isa) -> int:
         """The channels, filled up to whole groups."""
-        return -(-self.image[2] // isa.group) * isa.group
+        return -(-self.image[2] // isa.k_group) * isa.k_group
 
     def depth(self, isa: Isa) -> int:
         """K of the GEMM."""
@@ -92,15 +90,17 @@ def block_of(isa: Isa, window: Window, n: int) -> Isa:
     A block lies in one row of the output, so that its pixels are a constant distance apart, and
     the last of a row is moved back to be a full one. Fewer columns and more pixels load fewer
     weights, which come from L2 unless they are few. By cycles of one group of K for a whole row.
+    Matrix instructions need pairs of pixels.
     """
+    isa = isa if window.out[1] >= isa.tile else isa.rowwise
     width, accumulators = window.out[1], isa.rows * isa.vectors
-    vector = 4 * isa.lanes
-    column = window.depth(isa) // isa.group * vector
+    vector = 4 * isa.lanes * isa.tile
+    column = window.depth(isa) // isa.k_group * vector
 
     def cost(block: Pair) -> float:
         rows, vectors = block
         panels = -(-n // (vectors * isa.lanes))
-        dots, loads = rows * vectors / 2, (rows + vectors) / 2
+        dots, loads = rows * vectors / 2, (rows + vectors * isa.tile) / 2
         misses = 0 if column * vectors <= L1_SHARE else vectors * vector / L2_BYTES
         return panels * -(-width // rows) * (max(dots, loads, misses, LATENCY) + 1)
 
@@ -108,7 +108,7 @@ def block_of(isa: Isa, window: Window, n: int) -> Isa:
     blocks = [
         (rows, vectors)
         for vectors in shapes
-        for rows in range(1, min(width, accumulators // vectors) + 1)
+        for rows in range(isa.tile, min(width, accumulators // vectors) + 1, isa.tile)
     ]
     rows, vectors = min(blocks, key=cost)
     return replace(isa, rows=rows, vectors=vectors)
@@ -117,7 +117,7 @@ def block_of(isa: Isa, window: Window, n: int) -> Isa:
 def window_weights(weight: np.ndarray, isa: Isa) -> np.ndarray:
     """int8 `[N, C, KH, KW]` as the rows `[N, K]` of the GEMM: channels innermost, filled with 0."""
     last = weight.transpose(0, 2, 3, 1)
-    fill = -last.shape[3] % isa.group
+    fill = -last.shape[3] % isa.k_group
     return np.pad(last, ((0, 0), (0, 0), (0, 0), (0, fill))).reshape(weight.shape[0], -1)
 
 
@@ -146,12 +146,14 @@ def conv_kernel(
     x `gemm.x_dtype` [H * W * C]; weight, bias, mult and scalars as `gemm_kernel` takes them for
     the rows of `window_weights`; border of `border_row`; out `gemm.out_dtype` [H' * W', N].
     """
-    groups, panels = -(-gemm.k // isa.group), -(-gemm.n // isa.panel)
+    groups, panels = -(-gemm.k // isa.k_group), -(-gemm.n // isa.panel)
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_name(name)
         T.func_attr(function_attributes(name))
         x = T.arg("x", T.buffer((math.prod(window.image),), gemm.x_dtype))
-        weight = T.arg("weight", T.buffer((panels, groups, isa.vectors, isa.slots), isa.weight))
+        weight = T.arg(
+            "weight", T.buffer((panels, groups, isa.vectors, isa.group_weights), isa.weight)
+        )
         bias = T.arg("bias", T.buffer((panels, isa.vectors, isa.lanes), "int32"))
         mult = scalars = None
         if gemm.requant is not None:
@@ -176,7 +178,7 @@ class _Convolution:
     def stages(self) -> bool:
         """Whether the image is copied before it is read."""
         window, isa = self.window, self.kernel.isa
-        fits = self.kernel.gemm.x_dtype == isa.operand and window.image[2] % isa.group == 0
+        fits = self.kernel.gemm.x_dtype == isa.operand and window.image[2] % isa.k_group == 0
         return window.planes or window.padding != (0, 0) or not fits
 
     @property
@@ -195,7 +197,7 @@ def task_of(window: Window, isa: Isa, n: int) -> Pair:
     panel = window.depth(isa) * isa.panel * (1 if isa.weight == "int8" else 2)
     most = min(panels, max(1, PANEL_BYTES // panel))
     line = window.staged_width() * window.channels(isa)
-    block = window.out[1] * window.depth(isa) / isa.group * isa.vectors / 2
+    block = window.out[1] * window.depth(isa) / isa.k_group * isa.vectors / 2
 
     def cost(cut: Pair) -> float:
         rows, stretch = cut
@@ -269,7 +271,7 @@ def _emit_pixels(conv: _Convolution, scratch: Buffer, to: Expr, start: Expr, wid
 
 def _emit_filled(conv: _Convolution, scratch: Buffer, to: Expr, start: Expr, width: int) -> None:
     """Pixel by pixel: their channels are no whole number of groups."""
-    kernel, group = conv.kernel, conv.kernel.isa.group
+    kernel, group = conv.kernel, conv.kernel.isa.k_group
     channels, filled = conv.window.image[2], conv.window.channels(conv.kernel.isa)
     with T.serial(width) as pixel:
         target = T.Bind(to + pixel * filled)
@@ -321,28 +323,26 @@ def _emit_row(conv: _Convolution, source: tuple[Buffer, Expr], panel: Expr, y: E
     step = window.stride[1] * window.channels(isa)
     with T.serial(-(-width // rows)) as block:
         start = keep(T.min(block * rows, width - rows))
-        acc = accumulators(isa, rows)
-        emit_biases(conv.kernel, acc, panel)
-        _emit_window(conv, acc, source[0], panel, source[1] + start * step)
-        emit_stores(conv.kernel, acc, panel, y * width + start)
+        products = conv.kernel.products(panel, rows)
+        products.begin()
+        _emit_window(conv, products, source[0], source[1] + start * step)
+        emit_stores(conv.kernel, products, y * width + start)
 
 
-def _emit_window(
-    conv: _Convolution, acc: list[Buffer], source: Buffer, panel: Expr, start: Expr
-) -> None:
+def _emit_window(conv: _Convolution, products: Products, source: Buffer, start: Expr) -> None:
     """A run of K is what lies together: a row of the window, or a pixel of a dilated one."""
     window, isa = conv.window, conv.kernel.isa
     channels, (tall, wide) = window.channels(isa), window.kernel
     together = wide if window.dilation[1] == 1 else 1
     runs = wide // together
-    groups = together * channels // isa.group
+    groups = together * channels // isa.k_group
     with T.grid(tall, runs) as (i, j):
         across = j * (window.dilation[1] * channels)
         base = keep(start + i * (window.dilation[0] * conv.line) + across)
         first = keep((i * runs + j) * groups)
 
         def read(row: int, k: Expr) -> Expr:
-            at = base + (k * isa.group + row * window.stride[1] * channels)
-            return source[span(at, isa.group)]
+            at = base + (k * isa.k_group + row * window.stride[1] * channels)
+            return source[span(at, isa.k_group)]
 
-        emit_run(conv.kernel, acc, panel, first, groups, read)
+        products.add(first, groups, read)

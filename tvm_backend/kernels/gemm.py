@@ -11,9 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from iqvit.tvm_backend.kernels.balance import parts_of, slowness
-from iqvit.tvm_backend.kernels.instructions import dot
 from iqvit.tvm_backend.kernels.interleave import MARK, interleave
 from iqvit.tvm_backend.kernels.isa import Isa
+from iqvit.tvm_backend.kernels.products import Products
 from iqvit.tvm_backend.kernels.requant import (
     Requant,
     Scalars,
@@ -26,6 +26,7 @@ from iqvit.tvm_backend.kernels.requant import (
 from iqvit.tvm_backend.kernels.script import Buffer, Expr, IRBuilder, PrimFunc, T
 from iqvit.tvm_backend.kernels.vector import (
     STACK,
+    bits_of,
     function_attributes,
     pieces,
     span,
@@ -39,8 +40,6 @@ columns `n .. n + lanes - 1` (any power of two of lanes, also one); the result h
 
 PANEL_BYTES = 512 * 1024
 """Weights that the tasks of one stretch share: about half of the L2 cache of current x86 cores."""
-UNROLL = 2
-"""Groups of K in one turn of the inner loop: its counter and branch are then hardly noticed."""
 TASK_COST = 0.2
 """What a task costs beside its panels, in panels."""
 
@@ -94,18 +93,25 @@ class Kernel:
 
     @property
     def groups(self) -> int:
-        """Groups of K that one `dot` takes."""
-        return -(-self.gemm.k // self.isa.group)
+        """Groups of K."""
+        return -(-self.gemm.k // self.isa.k_group)
 
     @property
     def panels(self) -> int:
         """Panels of columns."""
         return -(-self.gemm.n // self.isa.panel)
 
+    def products(self, panel: Expr, rows: int) -> Products:
+        """Those of a block of rows with a panel."""
+        isa = self.isa
+        shape = (isa.vectors, isa.lanes)
+        sums = [T.alloc_buffer(shape, "int32", scope="global") for _ in range(rows)]
+        return Products(isa, self.weight, self.bias, panel, sums)
+
     @property
     def copies(self) -> bool:
         """Whether `dot` cannot read x where it lies."""
-        return self.gemm.x_dtype != self.isa.operand or self.gemm.k % self.isa.group != 0
+        return self.gemm.x_dtype != self.isa.operand or self.gemm.k % self.isa.k_group != 0
 
 
 def gemm_kernel(
@@ -120,12 +126,12 @@ def gemm_kernel(
     x `gemm.x_dtype` [m, k]; weight, bias and mult as `packing.pack_weights` makes them for
     `dtype=gemm.value_dtype`; out `gemm.out_dtype` [m, n]. Parallel over blocks of the output.
     """
-    groups, panels = -(-gemm.k // isa.group), -(-gemm.n // isa.panel)
+    groups, panels = -(-gemm.k // isa.k_group), -(-gemm.n // isa.panel)
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_name(name)
         T.func_attr(function_attributes(name))
         x = T.arg("x", T.buffer((gemm.m, gemm.k), gemm.x_dtype))
-        weight_shape = (panels, groups, isa.vectors, isa.slots)
+        weight_shape = (panels, groups, isa.vectors, isa.group_weights)
         weight = T.arg("weight", T.buffer(weight_shape, isa.weight))
         bias = T.arg("bias", T.buffer((panels, isa.vectors, isa.lanes), "int32"))
         mult = scalars = None
@@ -151,7 +157,8 @@ def scalars_arg(gemm: Gemm, requant: Requant) -> Scalars:
 def _emit_tasks(kernel: Kernel) -> None:
     # A task is one block of rows against one stretch of panels. All blocks of rows pass over a
     # stretch before the next begins, so its weights are read from L2, not from L3.
-    rows = min(kernel.gemm.m, kernel.isa.rows)
+    tile = kernel.isa.tile
+    rows = min(-(-kernel.gemm.m // tile) * tile, kernel.isa.rows)
     blocks = -(-kernel.gemm.m // rows)
     stretch = stretch_of(kernel, blocks)
     stretches = -(-kernel.panels // stretch)
@@ -165,7 +172,8 @@ def _emit_tasks(kernel: Kernel) -> None:
 def stretch_of(kernel: Kernel, blocks: int) -> int:
     """How many panels a task takes of which there are `blocks` for each panel: what threads share
     most evenly of what the cache holds."""
-    panel_bytes = kernel.groups * kernel.isa.vectors * kernel.isa.lanes * 4
+    isa = kernel.isa
+    panel_bytes = kernel.groups * isa.vectors * isa.group_weights * bits_of(isa.weight) // 8
     most = min(kernel.panels, max(1, PANEL_BYTES // panel_bytes))
 
     def cost(stretch: int) -> float:
@@ -181,17 +189,19 @@ def _emit_block(kernel: Kernel, rows: int, row0: Expr, first: Expr, count: Expr 
     source = kernel.x
     if kernel.copies:
         source, places = _emit_copy(kernel, rows, row0), list(range(rows))
+    group = kernel.isa.k_group
     with T.serial(count) as step:
         panel = T.Bind(first + step)
-        acc = accumulators(kernel.isa, rows)
-        _emit_dots(kernel, acc, panel, source, places)
-        emit_stores(kernel, acc, panel, row0)
+        products = kernel.products(panel, rows)
+        products.begin()
+        products.add(0, kernel.groups, lambda r, k: source[places[r], span(k * group, group)])
+        emit_stores(kernel, products, row0)
 
 
 def _emit_copy(kernel: Kernel, rows: int, row0: Expr) -> Buffer:
     """A block of x as `dot` reads it; the padding is zero and so are the weights against it."""
     gemm, isa = kernel.gemm, kernel.isa
-    width = kernel.groups * isa.group
+    width = kernel.groups * isa.k_group
     dtype = isa.stored
     scratch = T.alloc_buffer((rows, width), dtype, scope="global")
     widest = isa.slots
@@ -204,7 +214,7 @@ def _emit_copy(kernel: Kernel, rows: int, row0: Expr) -> Buffer:
     with T.serial(rows) as row:
         if width != gemm.k:
             T.buffer_store(
-                scratch, splat(0, dtype, isa.group), [row, span(width - isa.group, isa.group)]
+                scratch, splat(0, dtype, isa.k_group), [row, span(width - isa.k_group, isa.k_group)]
             )
         if whole:
             with T.serial(whole) as chunk:
@@ -226,88 +236,23 @@ def operand(value: Expr, kernel: Kernel, lanes: int) -> Expr:
     return value ^ splat(-128, "int8", lanes)
 
 
-def accumulators(isa: Isa, rows: int) -> list[Buffer]:
-    """Those of a block, a buffer a row: LLVM keeps them in registers."""
-    return [T.alloc_buffer((isa.vectors, isa.lanes), "int32", scope="global") for _ in range(rows)]
-
-
-def _emit_dots(
-    kernel: Kernel, acc: list[Buffer], panel: Expr, source: Buffer, places: list[Expr | int]
-) -> None:
-    def read(row: int, k: Expr) -> Expr:
-        return source[places[row], span(k * kernel.isa.group, kernel.isa.group)]
-
-    emit_biases(kernel, acc, panel)
-    emit_run(kernel, acc, panel, 0, kernel.groups, read)
-
-
-def emit_biases(kernel: Kernel, acc: list[Buffer], panel: Expr) -> None:
-    """The accumulators of a block as they begin: with the biases of its columns."""
-    isa = kernel.isa
-    lane = span(0, isa.lanes)
-    for j in range(isa.vectors):
-        start = T.Bind(kernel.bias[panel, j, lane])
-        for row in acc:
-            T.buffer_store(row, start, [j, lane])
-
-
-Read = Callable[[int, Expr], Expr]
-"""`read(row, k)`: the activations of one group of a block's row, numbered from its run's start."""
-
-
-def emit_run(
-    kernel: Kernel,
-    acc: list[Buffer],
-    panel: Expr,
-    first: Expr | int,
-    groups: int,
-    read: Read,
-) -> None:
-    """Add the products of `groups` groups of K, from the weights' group `first` on."""
-    whole, odd = divmod(groups, UNROLL)
-    if whole:
-        with T.serial(whole) as step:
-            for u in range(UNROLL):
-                _emit_group(kernel, acc, panel, first, step * UNROLL + u, read)
-    for u in range(odd):
-        _emit_group(kernel, acc, panel, first, T.int32(whole * UNROLL + u), read)
-
-
-def _emit_group(
-    kernel: Kernel,
-    acc: list[Buffer],
-    panel: Expr,
-    first: Expr | int,
-    k: Expr,
-    read: Read,
-) -> None:
-    isa = kernel.isa
-    lane = span(0, isa.lanes)
-    operands = typed(isa.stored, isa.slots)
-    slot = span(0, isa.slots)
-    weights = [T.Bind(kernel.weight[panel, first + k, j, slot]) for j in range(isa.vectors)]
-    for r, row in enumerate(acc):
-        spread = T.broadcast(T.reinterpret("int32", read(r, k)), isa.lanes)
-        value = T.Bind(T.reinterpret(operands, spread))
-        for j in range(isa.vectors):
-            T.buffer_store(row, dot(isa, row[j, lane], value, weights[j]), [j, lane])
-
-
-def emit_stores(kernel: Kernel, acc: list[Buffer], panel: Expr, row0: Expr) -> None:
-    """Requantise a block's accumulators and store them from row `row0` of the output on.
+def emit_stores(kernel: Kernel, products: Products, row0: Expr) -> None:
+    """Requantise a block's sums and store them from row `row0` of the output on.
 
     Rows past the last one are left out. Row by row from the stack, in code for one row.
     """
     isa = kernel.isa
     lane = span(0, isa.lanes)
+    products.finish()
     together = max(1, (STACK - 1) // (4 * isa.panel))
-    for first in range(0, len(acc), together):
-        count = min(together, len(acc) - first)
+    for first in range(0, len(products.sums), together):
+        count = min(together, len(products.sums) - first)
         sums = T.alloc_buffer((count * isa.vectors, isa.lanes), "int32", scope="global")
         for r in range(count):
             for j in range(isa.vectors):
-                T.buffer_store(sums, acc[first + r][j, lane], [r * isa.vectors + j, lane])
-        _emit_rows(kernel, sums, count, panel, row0 + first)
+                value = products.sums[first + r][j, lane]
+                T.buffer_store(sums, value, [r * isa.vectors + j, lane])
+        _emit_rows(kernel, sums, count, products.panel, row0 + first)
 
 
 def _emit_rows(kernel: Kernel, sums: Buffer, rows: int, panel: Expr, row0: Expr) -> None:

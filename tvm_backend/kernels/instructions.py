@@ -18,6 +18,12 @@ def dot(isa: Isa, acc: Expr, x: Expr, weight: Expr) -> Expr:
     return acc + T.call_llvm_pure_intrin(dtype, isa.dot, x, weight)
 
 
+def matrix_product(isa: Isa, acc: Expr, x: Expr, weight: Expr) -> Expr:
+    """int32 lanes `[row * 2 + column]`: `acc` plus the products of two rows of x with two columns
+    of weights, each of them half of the `isa.slots` lanes."""
+    return T.call_llvm_pure_intrin(typed("int32", isa.lanes), isa.matrix, acc, x, weight)
+
+
 def _widening_dot(isa: Isa, acc: Expr, x: Expr, weight: Expr) -> Expr:
     # A product of int8 fits int16 and a pair of them int32. The pairs of a group are told apart by
     # moves that cost nothing for the operand that is broadcast.

@@ -30,7 +30,7 @@ class Isa:
     lanes: int
     """int32 lanes of one vector register."""
     group: int
-    """Products summed into one lane by one `dot`; the K axis is packed in such groups."""
+    """Products summed into one lane by one `dot`."""
     operand: str
     """Type of the activations as `dot` reads them: `uint8` or `int8` (those of the other sign are
     offset), or `int16`."""
@@ -55,6 +55,24 @@ class Isa:
     """Multiply-accumulates a cycle and core, of two dot instructions a cycle."""
     widens: bool = False
     """Whether `dot` only multiplies 8-bit lanes to 16-bit ones, which are then added up."""
+    matrix: str = ""
+    """LLVM name of the instruction that multiplies two rows of activations, `k_group` of each, with
+    two columns of weights into the 2 x 2 lanes of an accumulator; "" where there is none."""
+
+    @property
+    def tile(self) -> int:
+        """Rows (and columns) of an accumulator: GEMMs compute them together."""
+        return 2 if self.matrix else 1
+
+    @property
+    def k_group(self) -> int:
+        """Products that an instruction of a GEMM sums into one lane; K is packed in such groups."""
+        return self.group * self.tile
+
+    @property
+    def rowwise(self) -> "Isa":
+        """The description for GEMMs of single rows: by `dot`."""
+        return replace(self, matrix="")
 
     @property
     def stored(self) -> str:
@@ -76,6 +94,11 @@ class Isa:
     def slots(self) -> int:
         """Weight elements in one vector register."""
         return self.lanes * self.group
+
+    @property
+    def group_weights(self) -> int:
+        """Weights of `lanes` columns in one group of K."""
+        return self.lanes * self.k_group
 
 
 # 24 accumulators, 4 weight vectors and one broadcast fill 29 of 32 registers; a 6 x 4 block needs
@@ -144,9 +167,15 @@ ARM_DOTPROD = Isa(
     macs_per_cycle=32,
 )
 
-# The i8mm extension has a dot product of unsigned with signed bytes, so nothing is offset.
+# The i8mm extension multiplies unsigned with signed bytes, so nothing is offset, and two rows with
+# two columns at once: a block takes 3 pairs of rows, 24 accumulators and a weight at a time.
 ARM_I8MM = replace(
-    ARM_DOTPROD, name="arm-i8mm", operand="uint8", dot="llvm.aarch64.neon.usdot.v4i32.v16i8"
+    ARM_DOTPROD,
+    name="arm-i8mm",
+    operand="uint8",
+    dot="llvm.aarch64.neon.usdot.v4i32.v16i8",
+    matrix="llvm.aarch64.neon.usmmla.v4i32.v16i8",
+    macs_per_cycle=64,
 )
 
 # Without a dot product: 8-bit products, added pair by pair. The weights' pairs and the products

@@ -13,7 +13,7 @@ class PackedWeights:
     """The constant operands of one GEMM kernel. P panels of `isa.panel` columns, zero padded."""
 
     weight: np.ndarray
-    """`isa.weight` [P, ceil(K / group), vectors, lanes * group]."""
+    """`isa.weight` [P, ceil(K / k_group), vectors, lanes * k_group]."""
     bias: np.ndarray
     """int32 [P, vectors, lanes], with the offset of the activations folded in."""
     mult: np.ndarray | None
@@ -52,13 +52,13 @@ def pack_weights(
     check_operands(weight, bias, mult)
     order = column_order(dtype, isa)
     n, k = weight.shape
-    panels, groups = -(-n // isa.panel), -(-k // isa.group)
-    padded = np.zeros((panels * isa.panel, groups * isa.group), isa.weight)
+    panels, groups = -(-n // isa.panel), -(-k // isa.k_group)
+    padded = np.zeros((panels * isa.panel, groups * isa.k_group), isa.weight)
     padded[:n, :k] = weight
-    # [P, panel, groups, group] -> lanes in column order -> [P, groups, vectors, lanes * group]
-    blocks = padded.reshape(panels, isa.panel, groups, isa.group)[:, order]
+    # [P, panel, groups, k_group] -> lanes in column order -> [P, groups, vectors, lanes * k_group]
+    blocks = padded.reshape(panels, isa.panel, groups, isa.k_group)[:, order]
     packed = np.ascontiguousarray(blocks.transpose(0, 3, 1, 2, 4))
-    packed = packed.reshape(panels, groups, isa.vectors, isa.slots)
+    packed = packed.reshape(panels, groups, isa.vectors, isa.group_weights)
     folded = fold_bias(weight, bias, isa.offset("int8" if signed else "uint8"))
     return PackedWeights(
         weight=packed,
