@@ -27,7 +27,7 @@ boxes() {
 boxes --model rtdetr:vit_tiny --weights "$weights" --input-size 224x320 --epochs 40 --until 16 --lr 4e-4 \
     --backbone-lr-scale 0.4 --warmup 1 --validate-every 8 -o "$out/boxes_begun"
 boxes --from "$out/boxes_begun/last" --input-size 352x480 --epochs 6 --lr 3e-4 --backbone-lr-scale 0.5 --warmup 0.5 \
-    --validate-every 2 -o "$out/boxes"
+    --validate-every 3 -o "$out/boxes"
 
 program() {
     iqvit quantize "$1" --calib "$camvid/train/images" --images 32 -o "$2.iqv"
