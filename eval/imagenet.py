@@ -1,7 +1,6 @@
 """Classification images on disk, in the two usual layouts, and a repeatable choice among them."""
 
 import hashlib
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from iqvit.errors import DataError
+from iqvit.eval.traces import below_shared
 
 __all__ = [
     "ImageSet",
@@ -90,10 +90,10 @@ def choose(items: Sequence[T], count: int, seed: int = 0) -> list[T]:
     paths = [_path_of(item) for item in items]
     if len(set(paths)) != len(paths):
         raise DataError("the same image is listed twice")
-    root = os.path.commonpath([p.parent for p in paths]) if paths else "."
+    names = dict(zip(paths, below_shared(paths), strict=True))
 
     def rank(item: T) -> bytes:
-        name = f"{seed}:{_path_of(item).relative_to(root).as_posix()}"
+        name = f"{seed}:{names[_path_of(item)]}"
         return hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()
 
     return sorted(items, key=rank)[:count]
