@@ -121,6 +121,8 @@ def _pair(value: Any, key: str) -> tuple[int, int]:
 
 def read_image(path: Path) -> Image.Image:
     """The image in 8-bit RGB (alpha dropped, first frame); DataError naming a file that fails."""
+    if path.is_dir():
+        raise DataError(f"{path} is a folder where an image is needed; name the files in it")
     if not path.is_file():
         raise DataError(f"no image {path}")
     try:

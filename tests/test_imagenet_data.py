@@ -133,6 +133,8 @@ def test_images_that_are_refused_by_name(tmp_path):
     preprocess = Preprocess((8, 8))
     with pytest.raises(DataError, match=r"no image .*gone\.png"):
         preprocess(tmp_path / "gone.png")
+    with pytest.raises(DataError, match=r"is a folder where an image is needed"):
+        preprocess(tmp_path)
     Image.new("I;16", (8, 8)).save(tmp_path / "deep.png")
     with pytest.raises(DataError, match=r"deep\.png has more than 8 bits"):
         preprocess(tmp_path / "deep.png")
