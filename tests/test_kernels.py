@@ -11,12 +11,23 @@ from tvm.tirx.script import builder as T
 from iqvit.arith import isqrt
 from iqvit.intgraph import GraphBuilder, Node
 from iqvit.inttype import LIMITS, IntType, QParams, constant_type
-from iqvit.ops import Attention, Concat, Conv2d, LayerNorm, Permute, Rectified, Slice
+from iqvit.ops import (
+    Attention,
+    Concat,
+    Conv2d,
+    LayerNorm,
+    Permute,
+    Rectified,
+    RowLinear,
+    Slice,
+)
 from iqvit.ops.base import REGISTRY, Sample
 from iqvit.ops.input import Input
 from iqvit.tvm_backend.fuse import Group
 from iqvit.tvm_backend.kernels.integers import quotient, square_root, total
 from iqvit.tvm_backend.kernels.isa import AVX512_VNNI
+from iqvit.tvm_backend.kernels.rectified_form import raised_by, rectified_scalars
+from iqvit.tvm_backend.kernels.rows import form_of
 from iqvit.tvm_backend.kernels.vector import function_attributes, span, splat
 from iqvit.tvm_backend.lower import Lowering, constant
 from iqvit.tvm_backend.pipeline import build
@@ -185,6 +196,58 @@ def test_layernorm_of_odd_shapes(dtype, bits, shape, out, target):
     scale = 0.03 if out != "int16" else 2e-4
     op, g, b = LayerNorm.of(x, QParams.of(0.01), gain, bias, 1e-6, QParams.of(scale), out)
     assert check(Sample(op, (x, constant_type(g), constant_type(b))), target)
+
+
+@pytest.mark.parametrize("target", SIMD)
+@pytest.mark.parametrize(
+    ("shift", "peak", "multiplier", "dtype", "upper", "raised", "halved"),
+    [
+        (30, 2**15 - 1, 2**15 - 1, "int8", True, False, True),
+        (24, 2**16 - 2, 2**15 - 1, "int16", True, False, True),
+        (20, 2**16 - 1, 2**15 - 1, "int16", True, True, False),
+        (33, 2**20, 2**10, "uint8", True, False, False),
+        (9, 1000, 2**15 - 1, "int32", False, False, True),
+        (1, 7, 3, "int32", False, False, True),
+    ],
+)
+def test_rows_are_rescaled_in_every_form(
+    shift, peak, multiplier, dtype, upper, raised, halved, target
+):
+    rng = np.random.default_rng(shift)
+    weight = rng.integers(-127, 128, (70, 40)).astype(np.int8)
+    weight[0] = 127
+    bias = rng.integers(-(2**16), 2**16, 70).astype(np.int32)
+    factors = rng.integers(0, multiplier + 1, 70).astype(np.int32)
+    factors[:2] = multiplier
+    x = IntType("int8", (7, 40), -127, 127)
+    peaks = IntType("int32", (7, 1), 1, peak)
+    inputs = (x, peaks, *map(constant_type, (weight, bias, factors)))
+    op = RowLinear(shift, dtype, *LIMITS[dtype])
+    form, _ = form_of(op, list(inputs))
+    assert (form.upper, form.raised, form.halved) == (upper, raised, halved)
+    assert check(Sample(op, inputs), target)
+
+
+@pytest.mark.parametrize("target", SIMD)
+@pytest.mark.parametrize(
+    ("scale", "raised"), [(0.05, 0), (0.0007, 0), (2e-5, 2), (1e-7, 10), (1e-9, None)]
+)
+@pytest.mark.parametrize("end", [0, -3])
+def test_rectified_of_any_scale_and_with_any_end(scale, raised, end, target):
+    needs(target)
+    op, table, multiplier, zero = Rectified.of(
+        "silu", QParams.of(0.0003), QParams.of(scale, -7), "int16"
+    )
+    table[-1] = end  # what lies beyond the table is as its last entry
+    x = np.arange(-(2**15), 2**15).astype(np.int16).reshape(1, -1, 32)
+    constants = [table, multiplier, zero]
+    kinds = (IntType("int16", x.shape, *LIMITS["int16"]), *map(constant_type, constants))
+    ends = rectified_scalars(op, kinds, 0)[1]
+    assert raised_by(op, kinds, ends) == raised
+    graph, group, values = one_node(Sample(op, kinds))
+    run = compiled(graph, group, values, target)
+    expected = op.run(*(torch.from_numpy(a.copy()) for a in (x, *constants))).numpy()
+    assert np.array_equal(run([x, *constants]), expected)
 
 
 @pytest.mark.parametrize("target", SIMD)

@@ -106,6 +106,15 @@ def wide_order(lanes: int) -> list[int]:
     return [*range(0, lanes, 2), *range(1, lanes, 2)]
 
 
+def wide_elements(buffer: Buffer, start: Expr | int, lanes: int) -> Wide:
+    """Neighbouring elements of an int64 buffer, in the order of `widen`."""
+    if lanes == 1:
+        return Wide((buffer[start],))
+    value, order = keep(buffer[span(start, lanes)]), wide_order(lanes)
+    halves = (order[: lanes // 2], order[lanes // 2 :])
+    return Wide(tuple(T.Shuffle([value], half) for half in halves))
+
+
 def narrow(value: Wide) -> Expr:
     """The int32 vector of int64 lanes that are known to fit."""
     if len(value.parts) == 1:

@@ -20,21 +20,18 @@ from iqvit.tvm_backend.kernels.integers import (
     joined,
     keep,
     limited,
-    narrow,
+    madd,
     parts_of,
+    upper_halves,
+    wide_elements,
     widen,
 )
 from iqvit.tvm_backend.kernels.isa import Isa
 from iqvit.tvm_backend.kernels.linear import followers_of
 from iqvit.tvm_backend.kernels.packing import pack_weights
-from iqvit.tvm_backend.kernels.script import Buffer, Expr
+from iqvit.tvm_backend.kernels.script import Buffer, Expr, T
 from iqvit.tvm_backend.kernels.stages import Stage
-from iqvit.tvm_backend.kernels.vector import (
-    clamp,
-    lanes_of,
-    span,
-    splat,
-)
+from iqvit.tvm_backend.kernels.vector import HALVES, clamp, lanes_of, span, splat
 
 
 def row_linear(graph: IntGraph, group: Group, isa: Isa) -> Call | None:
@@ -47,8 +44,8 @@ def row_linear(graph: IntGraph, group: Group, isa: Isa) -> Call | None:
     if followed is None:
         return None
     stages, values = followed
-    x, peak = (graph[name].type for name in node.inputs[:2])
-    weight, bias, mult = (np.asarray(graph[name].type.value) for name in node.inputs[2:])
+    x = graph[node.inputs[0]].type
+    weight, mult = (np.asarray(graph[node.inputs[i]].type.value) for i in (2, 4))
     n, k = weight.shape
     m = math.prod(x.shape[:-1])
     out = group.last.type
@@ -56,19 +53,20 @@ def row_linear(graph: IntGraph, group: Group, isa: Isa) -> Call | None:
     packed = pack_weights(
         weight, np.zeros(n, np.int32), None, signed=x.dtype == "int8", dtype="int32", isa=isa
     )
-    if peak.hi * int(np.abs(mult).max()) > LIMITS["int32"][1]:
+    form, constants = form_of(op, graph.types_of(node))
+    if form is None:
         return None
-    form = _Form(op.lo, op.hi, *_fits(op, graph.types_of(node)))
     extras = (
         Extra("peak", (m,), "int32"),
-        Extra("row_bias", (n,), "int32"),
         Extra("row_mult", (n,), "int32"),
+        Extra("row_constant", (n,), "int64"),
         Extra("scalars", (2,), "int64"),
         *(e for i, s in enumerate(stages) for e in s.extras(m, n, f"stage{i}_")),
     )
     epilogue = _rescale(form, stages, isa, out.dtype)
-    scalars = np.array([(1 << op.shift) >> 1, op.shift], np.int64)
-    fixed = (packed.weight, packed.bias, As(node.inputs[1], (m,)), bias, mult, scalars)
+    if form.halved:
+        mult = mult | mult << 16
+    fixed = (packed.weight, packed.bias, As(node.inputs[1], (m,)), mult, *constants)
     return Call(
         "_".join(["row_gemm", *(stage.op.NAME for stage in stages)]),
         (gemm, form, tuple(stages)),
@@ -80,37 +78,58 @@ def row_linear(graph: IntGraph, group: Group, isa: Isa) -> Call | None:
 
 
 @dataclass(frozen=True)
-class _Form:
-    """What the code of the epilogue depends on; its shift is given to the function."""
+class Form:
+    """What the code of the epilogue depends on; its shifts are given to the function."""
 
     lo: int
     hi: int
-    fine: bool
-    """Whether the result fits int32 with its fractional bits, before it saturates."""
     fits: bool
-    """Whether it does so without."""
+    """Whether the result fits int32 before it saturates."""
+    upper: bool
+    """Whether the upper halves of the 64-bit sums are enough."""
+    raised: bool
+    """Whether accumulators are shifted to the left for that."""
+    halved: bool
+    """Whether peaks fit 16 bits in two halves, and multipliers 16 bits."""
 
 
-def _fits(op: RowLinear, types: list[IntType]) -> tuple[bool, bool]:
-    lo, hi = op.unsaturated(*types)
-    # The bounds of the rounded result, in units of its fraction, hold the unrounded one.
-    fine = fits32((lo - 1) << BIAS_FRACTION, (hi + 1) << BIAS_FRACTION)
-    bias = types[3]
-    room = fits32(((lo - 1) << BIAS_FRACTION) - bias.hi, ((hi + 1) << BIAS_FRACTION) - bias.lo)
-    return fine and room, fits32(lo, hi)
+def form_of(op: RowLinear, types: list[IntType]) -> tuple[Form | None, list[np.ndarray]]:
+    """The form, the constant of every column, and by how much accumulators and sums are shifted.
+
+    Floors within floors are one: `(((p + half) >> s) + b + 128) >> 8` is `(p + constant) >> s + 8`.
+    """
+    _, peak, _, bias, mult = types
+    least, most = op.accumulator(*types)
+    acc, factor = max(-least, most), mult.hi * peak.hi
+    shift = op.shift + BIAS_FRACTION
+    up = max(0, 32 - shift)
+    upper = acc << up < 1 << 31
+    up = up if upper else 0
+    half = 1 << (BIAS_FRACTION - 1)
+    constants = (np.asarray(bias.value).astype(object) + half) << op.shift
+    constants = constants + (1 << (op.shift - 1)) << up
+    ends = max(acc, 1) * factor << up, max(map(abs, constants))
+    if factor > LIMITS["int32"][1] or mult.lo < 0 or sum(ends) >= 1 << 63:
+        return None, []
+    halved = mult.hi < 1 << 15 and peak.hi < (1 << 16) - 1
+    form = Form(op.lo, op.hi, fits32(*op.unsaturated(*types)), upper, up > 0, halved)
+    down = shift + up - (32 if upper else 0)
+    return form, [constants.astype(np.int64), np.array([up, down], np.int64)]
 
 
-def _rescale(form: _Form, stages: list[Stage], isa: Isa, dtype: str) -> Callable[..., Expr]:
+def _rescale(form: Form, stages: list[Stage], isa: Isa, dtype: str) -> Callable[..., Expr]:
     """The epilogue: the row's and the column's factors, the bias, then the followers."""
 
     def epilogue(value: Expr, m: Expr, n: Expr, extras: tuple[Buffer, ...]) -> Expr:
-        peak, bias, mult, scalars = extras[:4]
+        peak, mult, constant, scalars = extras[:4]
         results: list[Expr] = []
         for i, part in enumerate(parts_of(value, isa.lanes)):
             at, lanes = n + i * isa.lanes, lanes_of(part)
-            factor = keep(mult[span(at, lanes)] * splat(peak[m], "int32", lanes))
-            scaled = (widen(keep(part)) * widen(factor) + scalars[0]) >> scalars[1]
-            current = _with_bias(form, scaled, keep(bias[span(at, lanes)]))
+            factor = keep(_factor(form, mult[span(at, lanes)], peak[m], isa))
+            up = splat(T.Cast("int32", scalars[0]), "int32", lanes)
+            raised = keep(part << up if form.raised else part)
+            sums = widen(raised) * widen(factor) + wide_elements(constant, at, lanes)
+            current = _shifted(form, sums, scalars[1])
             used = 4
             for stage in stages:
                 count = len(stage.operands)
@@ -122,12 +141,23 @@ def _rescale(form: _Form, stages: list[Stage], isa: Isa, dtype: str) -> Callable
     return epilogue
 
 
-def _with_bias(form: _Form, scaled: Wide, bias: Expr) -> Expr:
-    """The bias added, the fraction rounded off, the result saturated."""
-    if not form.fine:
-        moved = (scaled + widen(bias)).rounded_shift(BIAS_FRACTION)
-        return limited(moved, form.lo, form.hi, form.fits)
-    lanes = lanes_of(bias)
-    half = splat(1 << (BIAS_FRACTION - 1), "int32", lanes)
-    rounded = (narrow(scaled) + bias + half) >> splat(BIAS_FRACTION, "int32", lanes)
-    return clamp(rounded, form.lo, form.hi)
+def _factor(form: Form, mult: Expr, peak: Expr, isa: Isa) -> Expr:
+    """The product of columns' multipliers and a row's peak."""
+    lanes = lanes_of(mult)
+    if not form.halved:
+        return mult * splat(peak, "int32", lanes)
+    if lanes < isa.lanes or lanes == HALVES:
+        return (mult >> splat(16, "int32", lanes)) * splat(peak, "int32", lanes)
+    # m * p = m * (p // 2) + m * (p - p // 2): one instruction, a 32-bit product takes two.
+    half = keep(peak >> T.int32(1))
+    pair = keep(half | ((peak - half) << T.int32(16)))
+    return madd(mult, splat(pair, "int32", lanes), lanes)
+
+
+def _shifted(form: Form, sums: Wide, shift: Expr) -> Expr:
+    """The sums shifted to the right and saturated."""
+    if not form.upper:
+        return limited(sums >> shift, form.lo, form.hi, form.fits)
+    high = upper_halves(sums)
+    low = T.Cast("int32", shift)
+    return clamp(high >> splat(low, "int32", lanes_of(high)), form.lo, form.hi)

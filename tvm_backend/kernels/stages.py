@@ -34,14 +34,19 @@ from iqvit.tvm_backend.kernels.integers import (
     widen,
 )
 from iqvit.tvm_backend.kernels.isa import Isa
+from iqvit.tvm_backend.kernels.rectified_form import (
+    Scalars,
+    Types,
+    half_of,
+    raised_by,
+    rectified_scalars,
+    value_range,
+)
 from iqvit.tvm_backend.kernels.script import Buffer, Expr, T
 from iqvit.tvm_backend.kernels.tables import ENTRIES, byte_entry, entry_or_zero, padded
 from iqvit.tvm_backend.kernels.vector import clamp, lanes_of, span, splat
 
-Types = tuple[IntType, ...]
 Value = str | np.ndarray | As
-Scalars = tuple[tuple[int, ...], tuple[int, int]]
-"""The attributes of a stage, and the range of its result before it saturates."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +84,9 @@ class Stage:
     least: int = 0
     """The input that a `lookup` table begins with."""
     upper: bool = False
-    """Whether a `rectified` reads the upper halves of its products alone (`_by_upper_halves`)."""
+    """Whether a `rectified` reads the upper halves of its products alone."""
+    raised: bool = False
+    """Whether its values are shifted to the left for that."""
 
     def extras(self, rows: int, columns: int, prefix: str) -> tuple[Extra, ...]:
         """The parameters for the operands."""
@@ -140,10 +147,6 @@ class _Place:
         return limited(value, self.stage.lo, self.stage.hi, self.stage.fits)
 
 
-def _half(shift: int) -> int:
-    return (1 << shift) >> 1
-
-
 def _ends(kind: IntType, factor: int) -> tuple[int, int]:
     lo, hi = sorted((kind.lo * factor, kind.hi * factor))
     return lo, hi
@@ -151,7 +154,7 @@ def _ends(kind: IntType, factor: int) -> tuple[int, int]:
 
 def _add_scalars(op: Add, types: Types, place: int) -> Scalars:
     factors = (op.multiplier_a, op.multiplier_b)
-    constant = op.offset + _half(op.shift)
+    constant = op.offset + half_of(op.shift)
     ends = [_ends(kind, factor) for kind, factor in zip(types, factors, strict=True)]
     lo, hi = ((a + b + constant) >> op.shift for a, b in zip(*ends, strict=True))
     return (factors[place], factors[1 - place], constant, op.shift), (lo, hi)
@@ -163,7 +166,7 @@ def _add(at: _Place) -> Expr:
 
 
 def _requantise_scalars(op: Requantise, types: Types, _: int) -> Scalars:
-    constant = op.offset + _half(op.shift)
+    constant = op.offset + half_of(op.shift)
     lo, hi = ((end + constant) >> op.shift for end in _ends(types[0], op.multiplier))
     return (op.multiplier, constant, op.shift), (lo, hi)
 
@@ -174,7 +177,7 @@ def _requantise(at: _Place) -> Expr:
 
 def _multiply_scalars(op: Multiply, types: Types, place: int) -> Scalars:
     zeros = (op.zero_a, op.zero_b)
-    half = _half(op.shift)
+    half = half_of(op.shift)
     ends = [(end * op.multiplier + half >> op.shift) + op.zero_point for end in _corners(op, types)]
     scalars = (zeros[place], zeros[1 - place], op.multiplier, half, op.shift, op.zero_point)
     return scalars, (min(ends), max(ends))
@@ -192,41 +195,15 @@ def _multiply(at: _Place) -> Expr:
     return at.limited(scaled + at.scalar(5))
 
 
-def _rectified_scalars(op: Rectified, types: Types, _: int) -> Scalars:
-    last, mask, one = types[1].shape[0] - 1, (1 << op.step) - 1, 1 << (op.step + 16)
-    half = _half(op.shift)
-    ends = [
-        ((end * m + half) >> op.shift) + z
-        for end in _value_range(op, types)
-        for m in (types[2].lo, types[2].hi)
-        for z in (types[3].lo, types[3].hi)
-    ]
-    low = 32 if _by_upper_halves(op, (min(ends), max(ends))) else 0
-    scalars = (op.step, last, mask, one, _half(op.step), op.fraction, half >> low, op.shift - low)
-    return scalars, (min(ends), max(ends))
-
-
-def _by_upper_halves(op: Op, ends: tuple[int, int]) -> bool:
-    """Whether a `rectified` of this range needs no lower halves of its 64-bit products: its
-    rounding constant has no bits there, and the rest is in int32."""
-    return isinstance(op, Rectified) and op.shift >= 33 and fits32(*ends)
-
-
-def _value_range(op: Rectified, types: Types) -> tuple[int, int]:
-    x, table = types[:2]
-    lo = (max(x.lo, 0) << op.fraction) + min(table.lo, 0)
-    return lo, (max(x.hi, 0) << op.fraction) + max(table.hi, 0)
-
-
 def _rectified(at: _Place) -> Expr:
     value, zero = at.value, at.const(0)
     u = keep(T.max(value, zero - value))
-    index = T.min(u >> at.lane(0), at.lane(1))
+    index = u >> at.lane(0)
     table = at.stage.operands[0]
     if table.kind == "segments":
         entry = keep(entry_or_zero(at.buffers[0], table.size, index, at.isa))
     else:
-        entry = keep(gather(at.buffers[0], index, at.isa))
+        entry = keep(gather(at.buffers[0], T.min(index, at.lane(1)), at.isa))
     part = u & at.lane(2)
     if at.lanes == at.isa.lanes:
         # (rise, left) . (part, 2**step) is both terms of the interpolation at once.
@@ -236,11 +213,11 @@ def _rectified(at: _Place) -> Expr:
         weighted = rise * part + ((entry >> at.const(16)) << at.lane(0))
     bump = (weighted + at.lane(4)) >> at.lane(0)
     v = keep((T.max(value, zero) << at.lane(5)) + bump)
-    product = widen(v) * widen(at.read(1))
     if at.stage.upper:
-        scaled = (upper_halves(product) + at.lane(6)) >> at.lane(7)
-        return clamp(scaled + at.read(2), at.stage.lo, at.stage.hi)
-    scaled = (product + at.scalar(6)) >> at.scalar(7)
+        raised = keep(v << at.lane(6)) if at.stage.raised else v
+        high = upper_halves(widen(raised) * widen(at.read(1)))
+        return clamp((high + at.read(2)) >> at.lane(7), at.stage.lo, at.stage.hi)
+    scaled = (widen(v) * widen(at.read(1)) + at.scalar(6)) >> at.scalar(7)
     if not at.stage.fits:
         return at.limited(scaled + widen(at.read(2)))
     return clamp(narrow(scaled) + at.read(2), at.stage.lo, at.stage.hi)
@@ -268,7 +245,7 @@ _SCALARS: dict[type[Op], Callable[..., Scalars]] = {
     Add: _add_scalars,
     Requantise: _requantise_scalars,
     Multiply: _multiply_scalars,
-    Rectified: _rectified_scalars,
+    Rectified: rectified_scalars,
     Lookup: _lookup_scalars,
 }
 TABLED = (Rectified, Lookup)
@@ -298,13 +275,17 @@ def stage_of(graph: IntGraph, node: Node, place: int) -> tuple[Stage, list[Value
         operands.append(found[0])
         values.append(found[1])
     scalars, ends = _SCALARS[type(op)](op, types, place)
+    up = raised_by(op, types, ends)
+    if up is not None:
+        zero, down = np.asarray(types[3].value), scalars[-1]
+        values[-1] = (zero << down) + np.int32(half_of(down))
     operands.append(Operand("scalars", "int64", len(scalars)))
     values.append(np.array(scalars, np.int64))
     lo, hi = (op.lo, op.hi) if isinstance(op, LIMITED) else (node.type.lo, node.type.hi)
     least = LIMITS[types[0].dtype][0] if isinstance(op, Lookup) else 0
-    upper = _by_upper_halves(op, ends)
+    upper = {"upper": up is not None, "raised": bool(up)}
     fits = fits32(*ends)
-    stage = Stage(type(op), node.type.dtype, lo, hi, fits, tuple(operands), least, upper)
+    stage = Stage(type(op), node.type.dtype, lo, hi, fits, tuple(operands), least, **upper)
     return stage, values
 
 
@@ -348,7 +329,7 @@ def _table(op: Op, kind: IntType) -> tuple[Operand, Value] | None:
             return None
         packed = ((table << 16) | (rise & 0xFFFF)).astype(np.int32)
         used = np.trim_zeros(packed, "b")
-        if used.size > ENTRIES:
+        if used.size > min(ENTRIES, packed.size - 1):  # without a 0 at its end the last one repeats
             return Operand("table", "int32", packed.size), packed
         segments = np.pad(used, (0, padded(max(1, used.size)) - used.size))
         return Operand("segments", "int32", segments.size), segments
@@ -365,7 +346,7 @@ def _covered(op: Op, types: Types) -> bool:
     if isinstance(op, Multiply):
         corners = _corners(op, types)
         return fits32(min(corners), max(corners)) and abs(op.multiplier) <= most
-    if isinstance(op, Rectified) and not (op.step <= 14 and fits32(*_value_range(op, types))):
+    if isinstance(op, Rectified) and not (op.step <= 14 and fits32(*value_range(op, types))):
         return False
     return types[1].value is not None
 
