@@ -27,17 +27,37 @@ def matrix_product(isa: Isa, acc: Expr, x: Expr, weight: Expr) -> Expr:
 def _widening_dot(isa: Isa, acc: Expr, x: Expr, weight: Expr) -> Expr:
     # A product of int8 fits int16 and a pair of them int32. The pairs of a group are told apart by
     # moves that cost nothing for the operand that is broadcast.
-    shorts = typed("int16", isa.slots // 2)
-    halves = [T.reinterpret(shorts, operand) for operand in (x, weight)]
     for pair in (0, 1):
-        picked = [T.Shuffle([half], list(range(pair, isa.slots // 2, 2))) for half in halves]
-        bytes_of = [T.reinterpret(typed("int8", isa.slots // 2), half) for half in picked]
-        product = T.call_llvm_pure_intrin(shorts, isa.dot, *bytes_of)
-        added = T.call_llvm_pure_intrin(
-            typed("int32", isa.lanes), "llvm.aarch64.neon.saddlp.v4i32.v8i16", product
-        )
-        acc = acc + added
+        acc = acc + _sums_of_pairs(isa, _product(isa, *(_pairs(isa, v, pair) for v in (x, weight))))
     return acc
+
+
+def weight_dot(isa: Isa, acc: Expr, x: Expr, weights: list[Expr]) -> Expr:
+    """`dot` for weights as `packing.pack_weights` orders them, none of them -128: a vector, or for
+    `isa.widens` its halves.
+
+    Two products with such weights fit int16 together, so that they are widened once.
+    """
+    if not isa.widens:
+        return dot(isa, acc, x, *weights)
+    low, high = (_product(isa, _pairs(isa, x, pair), weights[pair]) for pair in (0, 1))
+    return acc + _sums_of_pairs(isa, low + high)
+
+
+def _pairs(isa: Isa, value: Expr, pair: int) -> Expr:
+    """The first or the second two bytes of every group."""
+    shorts = T.reinterpret(typed("int16", isa.slots // 2), value)
+    picked = T.Shuffle([shorts], list(range(pair, isa.slots // 2, 2)))
+    return T.reinterpret(typed("int8", isa.slots // 2), picked)
+
+
+def _product(isa: Isa, a: Expr, b: Expr) -> Expr:
+    return T.call_llvm_pure_intrin(typed("int16", isa.slots // 2), isa.dot, a, b)
+
+
+def _sums_of_pairs(isa: Isa, products: Expr) -> Expr:
+    name = "llvm.aarch64.neon.saddlp.v4i32.v8i16"
+    return T.call_llvm_pure_intrin(typed("int32", isa.lanes), name, products)
 
 
 def pack(isa: Isa, low: Expr, high: Expr, dtype: str) -> Expr:

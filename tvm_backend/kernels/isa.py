@@ -53,6 +53,9 @@ class Isa:
     """Vectors across one register block (NR): the block is `rows` x `vectors * lanes`."""
     macs_per_cycle: int
     """Multiply-accumulates a cycle and core, of two dot instructions a cycle."""
+    unroll: int = 2
+    """Groups of K in one turn of a GEMM's inner loop: the counter and the branch of two are hardly
+    noticed, but LLVM runs out of registers where a group needs all of them."""
     widens: bool = False
     """Whether `dot` only multiplies 8-bit lanes to 16-bit ones, which are then added up."""
     matrix: str = ""
@@ -176,10 +179,11 @@ ARM_I8MM = replace(
     dot="llvm.aarch64.neon.usdot.v4i32.v16i8",
     matrix="llvm.aarch64.neon.usmmla.v4i32.v16i8",
     macs_per_cycle=64,
+    unroll=1,
 )
 
-# Without a dot product: 8-bit products, added pair by pair. The weights' pairs and the products
-# take registers, which leaves room for 16 accumulators.
+# Without a dot product: 8-bit products, of which GEMMs add two before they widen them. The pairs of
+# activations and the products take registers, which leaves room for 16 accumulators.
 ARM_NEON = replace(
     ARM_DOTPROD,
     name="arm-neon",
@@ -187,6 +191,7 @@ ARM_NEON = replace(
     dot_accumulates=False,
     rows=4,
     macs_per_cycle=8,
+    unroll=1,
     widens=True,
 )
 

@@ -13,7 +13,8 @@ class PackedWeights:
     """The constant operands of one GEMM kernel. P panels of `isa.panel` columns, zero padded."""
 
     weight: np.ndarray
-    """`isa.weight` [P, ceil(K / k_group), vectors, lanes * k_group]."""
+    """`isa.weight` [P, ceil(K / k_group), vectors, lanes * k_group]; for `isa.widens` first the
+    first pairs of all lanes, then the second ones."""
     bias: np.ndarray
     """int32 [P, vectors, lanes], with the offset of the activations folded in."""
     mult: np.ndarray | None
@@ -57,7 +58,11 @@ def pack_weights(
     padded[:n, :k] = weight
     # [P, panel, groups, k_group] -> lanes in column order -> [P, groups, vectors, lanes * k_group]
     blocks = padded.reshape(panels, isa.panel, groups, isa.k_group)[:, order]
-    packed = np.ascontiguousarray(blocks.transpose(0, 3, 1, 2, 4))
+    packed = blocks.transpose(0, 3, 1, 2, 4)
+    if isa.widens:
+        pairs = packed.reshape(*packed.shape[:-1], 2, isa.k_group // 2)
+        packed = pairs.swapaxes(-2, -3)
+    packed = np.ascontiguousarray(packed)
     packed = packed.reshape(panels, groups, isa.vectors, isa.group_weights)
     folded = fold_bias(weight, bias, isa.offset("int8" if signed else "uint8"))
     return PackedWeights(
@@ -81,6 +86,8 @@ def check_operands(weight: np.ndarray, bias: np.ndarray, mult: np.ndarray | None
     """Raise `GraphError` unless the operands of a GEMM have the types and shapes they must have."""
     if weight.dtype != np.int8 or weight.ndim != 2:
         raise GraphError(f"GEMM weights must be int8 [N, K], got {weight.dtype} {weight.shape}")
+    if weight.size and weight.min() < -127:
+        raise GraphError("GEMM weights must be in -127..127, got -128")
     n = weight.shape[0]
     for name, operand in (("bias", bias), ("multipliers", mult)):
         if operand is not None and (operand.dtype != np.int32 or operand.shape != (n,)):

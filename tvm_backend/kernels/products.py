@@ -7,13 +7,10 @@ products are added, a pair of rows holds its columns two by two, and is put in o
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from iqvit.tvm_backend.kernels.instructions import dot, matrix_product
+from iqvit.tvm_backend.kernels.instructions import matrix_product, weight_dot
 from iqvit.tvm_backend.kernels.isa import Isa
 from iqvit.tvm_backend.kernels.script import Buffer, Expr, T
 from iqvit.tvm_backend.kernels.vector import lanes_of, span, typed
-
-UNROLL = 2
-"""Groups of K in one turn of the inner loop: its counter and branch are then hardly noticed."""
 
 Read = Callable[[int, Expr], Expr]
 """`read(row, k)`: the activations of one group of a block's row, numbered from its run's start."""
@@ -45,13 +42,14 @@ class Products:
     def add(self, first: Expr | int, groups: int, read: Read) -> None:
         """Add the products of `groups` groups of K, from the weights' group `first` on."""
         emit = self._pairs if self.isa.tile == 2 else self._rows
-        whole, odd = divmod(groups, UNROLL)
+        unroll = self.isa.unroll
+        whole, odd = divmod(groups, unroll)
         if whole:
             with T.serial(whole) as step:
-                for u in range(UNROLL):
-                    emit(first, step * UNROLL + u, read)
+                for u in range(unroll):
+                    emit(first, step * unroll + u, read)
         for u in range(odd):
-            emit(first, T.int32(whole * UNROLL + u), read)
+            emit(first, T.int32(whole * unroll + u), read)
 
     def finish(self) -> None:
         """Put the sums of every row in the order of its columns."""
@@ -67,14 +65,21 @@ class Products:
 
     def _rows(self, first: Expr | int, k: Expr, read: Read) -> None:
         isa = self.isa
-        lane, slot = span(0, isa.lanes), span(0, isa.slots)
+        lane = span(0, isa.lanes)
         operands = typed(isa.stored, isa.slots)
-        weights = [T.Bind(self.weight[self.panel, first + k, j, slot]) for j in range(isa.vectors)]
+        parts = 2 if isa.widens else 1
+        weights = [self._weights(first + k, j, parts) for j in range(isa.vectors)]
         for r, row in enumerate(self.sums):
             spread = T.broadcast(T.reinterpret("int32", read(r, k)), isa.lanes)
             value = T.Bind(T.reinterpret(operands, spread))
             for j in range(isa.vectors):
-                T.buffer_store(row, dot(isa, row[j, lane], value, weights[j]), [j, lane])
+                T.buffer_store(row, weight_dot(isa, row[j, lane], value, weights[j]), [j, lane])
+
+    def _weights(self, group: Expr, j: int, parts: int) -> list[Expr]:
+        """The weights of a vector of columns and a group of K, in equal parts."""
+        width = self.isa.group_weights // parts
+        at = (span(part * width, width) for part in range(parts))
+        return [T.Bind(self.weight[self.panel, group, j, place]) for place in at]
 
     def _pairs(self, first: Expr | int, k: Expr, read: Read) -> None:
         isa = self.isa
@@ -84,9 +89,7 @@ class Products:
             for r in range(0, len(self.sums), 2)
         ]
         for j in range(isa.vectors):
-            for half in (0, 1):
-                slot = span(half * isa.slots, isa.slots)
-                weight = T.Bind(self.weight[self.panel, first + k, j, slot])
+            for half, weight in enumerate(self._weights(first + k, j, 2)):
                 for pair, rows in zip(pairs, self.sums[half::2], strict=True):
                     value = matrix_product(isa, rows[j, lane], pair, weight)
                     T.buffer_store(rows, value, [j, lane])
