@@ -228,6 +228,17 @@ def test_rows_are_rescaled_in_every_form(
     assert check(Sample(op, inputs), target)
 
 
+@pytest.mark.parametrize(("shift", "bias"), [(40, 2**30), (55, -128)])
+def test_rows_that_leave_64_bits_are_declined(shift, bias):
+    kinds = [
+        IntType("int8", (7, 40), -127, 127),
+        IntType("int32", (7, 1), 1, 100),
+        *map(constant_type, (np.ones((3, 40), np.int8), np.full(3, bias, np.int32))),
+        constant_type(np.ones(3, np.int32)),
+    ]
+    assert form_of(RowLinear(shift, "int8", -128, 127), kinds) == (None, [])
+
+
 @pytest.mark.parametrize("target", SIMD)
 @pytest.mark.parametrize(
     ("scale", "raised"), [(0.05, 0), (0.0007, 0), (2e-5, 2), (1e-7, 10), (1e-9, None)]

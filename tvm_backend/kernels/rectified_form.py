@@ -18,6 +18,7 @@ def half_of(shift: int) -> int:
 
 
 def rectified_scalars(op: Rectified, types: Types, _: int) -> Scalars:
+    """The attributes as the code reads them, and the range of the result."""
     last, mask, one = types[1].shape[0] - 1, (1 << op.step) - 1, 1 << (op.step + 16)
     ends = _rectified_ends(op, types)
     head = (op.step, last, mask, one, half_of(op.step), op.fraction)
@@ -55,6 +56,7 @@ def raised_by(op: Op, types: Types, ends: Sequence[int]) -> int | None:
 
 
 def value_range(op: Rectified, types: Types) -> tuple[int, int]:
+    """What is requantised: the interpolated value with its fractional bits."""
     x, table = types[:2]
     lo = (max(x.lo, 0) << op.fraction) + min(table.lo, 0)
     return lo, (max(x.hi, 0) << op.fraction) + max(table.hi, 0)

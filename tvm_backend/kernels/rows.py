@@ -94,7 +94,8 @@ class Form:
 
 
 def form_of(op: RowLinear, types: list[IntType]) -> tuple[Form | None, list[np.ndarray]]:
-    """The form, the constant of every column, and by how much accumulators and sums are shifted.
+    """The form, the constant of every column, and by how much accumulators and sums are shifted;
+    None where 64 bits do not hold them.
 
     Floors within floors are one: `(((p + half) >> s) + b + 128) >> 8` is `(p + constant) >> s + 8`.
     """
@@ -109,7 +110,8 @@ def form_of(op: RowLinear, types: list[IntType]) -> tuple[Form | None, list[np.n
     constants = (np.asarray(bias.value).astype(object) + half) << op.shift
     constants = constants + (1 << (op.shift - 1)) << up
     ends = max(acc, 1) * factor << up, max(map(abs, constants))
-    if factor > LIMITS["int32"][1] or mult.lo < 0 or sum(ends) >= 1 << 63:
+    fits = factor <= LIMITS["int32"][1] and mult.lo >= 0 and sum(ends) < 1 << 63
+    if not fits or shift >= 63:
         return None, []
     halved = mult.hi < 1 << 15 and peak.hi < (1 << 16) - 1
     form = Form(op.lo, op.hi, fits32(*op.unsaturated(*types)), upper, up > 0, halved)
