@@ -25,8 +25,8 @@ def free_port():
 
 
 @pytest.fixture(scope="session")
-def classified():
-    """classified(folder, count): random images of 16x16 of five classes, told by their names."""
+def labelled_images():
+    """labelled_images(folder, count): random images of 16x16 of five classes, told by name."""
     import numpy as np
     from PIL import Image
 

@@ -49,12 +49,12 @@ FEW = ["--runs", "2", "--calib-images", str(CALIBRATING), "--threads", "1"]
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory, classified):
+def place(tmp_path_factory, labelled_images):
     """net.py, images/, trained.iqv, which is another program of the model, and wide.iqv, which is
     none."""
     folder = tmp_path_factory.mktemp("report")
     (folder / "net.py").write_text(NET)
-    classified(folder / "images", IMAGES)
+    labelled_images(folder / "images", IMAGES)
     for name, function in (("trained", "model"), ("wide", "wide")):
         made = ["-o", f"{folder}/{name}.iqv", "--images", "1"]
         calib = ["--calib", f"{folder}/images"]

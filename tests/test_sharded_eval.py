@@ -53,11 +53,11 @@ IMAGES = 41
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory, classified):
+def place(tmp_path_factory, labelled_images):
     """images/ of five classes, one of them damaged, net.py, its integers net.iqv, and net/."""
     folder = tmp_path_factory.mktemp("sharded")
     (folder / "net.py").write_text(MODEL)
-    classified(folder / "images", IMAGES)
+    labelled_images(folder / "images", IMAGES)
     spec, program = f"{folder}/net.py:model", f"{folder}/net.iqv"
     calib = ["--calib", f"{folder}/images", "--images", "8"]
     assert main(["quantize", spec, *calib, "-o", program]) == 0
