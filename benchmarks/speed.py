@@ -194,7 +194,7 @@ def draw(path: Path, found: dict[str, list[Row]], counts: list[int]) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot, ticker
 
     titles = {OURS: "iqvit, integers only"} | {p: TITLES.get(p, p) for p in peers_of(found)}
     figure, axes = pyplot.subplots(1, len(counts), figsize=(7 * len(counts), 5), squeeze=False)
@@ -210,7 +210,10 @@ def draw(path: Path, found: dict[str, list[Row]], counts: list[int]) -> None:
             axis.bar(at, [h or 0 for h in heights], width, label=title, color=colour)
         axis.set_xticks([i + 0.4 - width / 2 for i in range(len(found))], list(found), rotation=15)
         axis.set_yscale("log")
-        axis.set_ylabel("ms an image")
+        axis.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_major_formatter(ticker.StrMethodFormatter("{x:g}"))
+        axis.yaxis.set_minor_locator(ticker.NullLocator())
+        axis.set_ylabel("ms an image, logarithmic")
         axis.set_title(f"{count} thread{'s' if count > 1 else ''}, lower is better")
     axes[0][0].legend(fontsize=8)
     figure.tight_layout()
