@@ -12,13 +12,14 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from iqvit.cli import guarded
 from iqvit.commands import screen
 from iqvit.errors import TargetError
+from iqvit.tvm_backend.machine_code import functions_of
 
 BODY = re.compile(r"(\w+)_compute_")
 JUMP = re.compile(r"j\w+")
@@ -41,22 +42,16 @@ def bodies(library: Path) -> dict[str, list[Instruction]]:
         elf = ELFFile(file)
         if elf["e_machine"] != "EM_X86_64":
             raise TargetError(f"{library} is a library for {elf['e_machine']}, not for x86-64")
-        table: Any = elf.get_section_by_name(".symtab")
-        text = elf.get_section_by_name(".text")
-        names = sorted(
-            (symbol["st_value"], symbol.name)
-            for symbol in table.iter_symbols()
-            if symbol["st_info"]["type"] == "STT_FUNC" and symbol["st_size"]
-        )
-        begin, data = text["sh_addr"], text.data()
-    ends = [*(address for address, _ in names[1:]), begin + len(data)]
-    found = {}
-    for (address, name), end in zip(names, ends, strict=True):
-        kernel = BODY.fullmatch(name)
-        if kernel and begin <= address < begin + len(data):
-            code = data[address - begin : end - begin]
-            listed = disassembler.disasm_lite(code, address)
-            found[kernel[1]] = [(place, mnemonic, rest) for place, _, mnemonic, rest in listed]
+        functions = list(functions_of(elf))
+    found: dict[str, list[Instruction]] = {}
+    kernel = None
+    for function in functions:
+        named = BODY.fullmatch(function.name)
+        kernel = named[1] if named else kernel if function.name.startswith(".") else None
+        if kernel is not None:
+            listed = disassembler.disasm_lite(function.code, function.address)
+            here = found.setdefault(kernel, [])
+            here.extend((place, mnemonic, rest) for place, _, mnemonic, rest in listed)
     return found
 
 

@@ -1,5 +1,6 @@
 """What all tests run with, and what several files share."""
 
+import importlib
 import socket
 from pathlib import Path
 
@@ -22,6 +23,14 @@ def free_port():
             return found.getsockname()[1]
 
     return find
+
+
+@pytest.fixture(scope="module")
+def benchmark_script(request):
+    """benchmark_script(name): the module of a script in benchmarks/."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(request.config.rootpath / "benchmarks")
+        yield importlib.import_module
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,5 @@
 """benchmarks/loops.py: the loops of a library, and what occupies a vector unit."""
 
-import importlib
-
 import pytest
 import torch
 
@@ -12,11 +10,9 @@ from iqvit.models.vit import ViT, ViTConfig
 
 
 @pytest.fixture(scope="module")
-def loops(request):
+def loops(benchmark_script):
     """The script."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(request.config.rootpath / "benchmarks")
-        yield importlib.import_module("loops")
+    return benchmark_script("loops")
 
 
 @pytest.fixture(scope="module")

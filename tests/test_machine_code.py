@@ -208,9 +208,9 @@ BRANCH, RETURN = bytes.fromhex("00040014"), bytes.fromhex("c0035fd6")
 )
 def test_a_jump_over_the_stubs_of_a_linker_calls_nothing(name, between, reached):
     functions = [
-        code._Function(name, 0x2000, BRANCH),
-        code._Function(between, 0x2008, RETURN),
-        code._Function("__truncsfhf2", 0x3000, RETURN),
+        code.Function(name, 0x2000, BRANCH),
+        code.Function(between, 0x2008, RETURN),
+        code.Function("__truncsfhf2", 0x3000, RETURN),
     ]
     machine = code._machine("EM_AARCH64", Path("library"))
     for function in functions:

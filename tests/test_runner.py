@@ -5,7 +5,6 @@ ARM runs need `qemu-aarch64-static` (or `qemu-aarch64`), a C library for it unde
 apache-tvm and apache-tvm-ffi; `.ci/run` prepares that. Without them they are skipped.
 """
 
-import importlib
 import os
 import shutil
 import subprocess
@@ -60,11 +59,9 @@ def images():
 
 
 @pytest.fixture(scope="module")
-def emulated_board(request):
+def emulated_board(benchmark_script):
     """The script of that name, which builds and runs the runner."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(request.config.rootpath / "benchmarks")
-        yield importlib.import_module("emulated_board")
+    return benchmark_script("emulated_board")
 
 
 @pytest.fixture(scope="module")

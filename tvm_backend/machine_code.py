@@ -83,7 +83,9 @@ class _Machine:
 
 
 @dataclass
-class _Function:
+class Function:
+    """A function of a library, and what was found in it."""
+
     name: str
     address: int
     code: bytes
@@ -122,7 +124,7 @@ def machine_code(library: str | os.PathLike[str]) -> MachineCode:
         with path.open("rb") as file:
             elf = ELFFile(file)
             machine = _machine(str(elf["e_machine"]), path)
-            functions = list(_functions(elf))
+            functions = list(functions_of(elf))
             called = _relocated(elf)
             imported = _imported(elf)
     except (OSError, ELFError) as error:
@@ -158,7 +160,7 @@ def _machine(name: str, path: Path) -> _Machine:
     raise FileFormatError(f"{path} is a library for {name}; x86-64 and aarch64 can be checked")
 
 
-def _functions(elf: "ELFFile") -> Iterator[_Function]:
+def functions_of(elf: "ELFFile") -> Iterator[Function]:
     """Everything in the sections of code, cut where the symbols say that functions lie."""
     symbols = _symbols(elf)
     for number, section in enumerate(elf.iter_sections()):
@@ -186,7 +188,7 @@ def _symbols(elf: "ELFFile") -> list[Any]:
 
 def _cut(
     section: str, begin: int, data: bytes, symbols: dict[int, tuple[int, str]]
-) -> Iterator[_Function]:
+) -> Iterator[Function]:
     """The functions of a section; code under no symbol bears the section's name."""
     end = begin + len(data)
     at = begin
@@ -194,14 +196,14 @@ def _cut(
     for place, (address, (size, name)) in enumerate(ordered):
         following = ordered[place + 1][0] if place + 1 < len(ordered) else end
         if address - at > MOST_PADDING:
-            yield _Function(section, at, data[at - begin : address - begin])
+            yield Function(section, at, data[at - begin : address - begin])
         at = address + size if size else following
-        yield _Function(name, address, data[address - begin : at - begin])
+        yield Function(name, address, data[address - begin : at - begin])
     if end - at > MOST_PADDING or (not ordered and data):
-        yield _Function(section, at, data[at - begin :])
+        yield Function(section, at, data[at - begin :])
 
 
-def _disassemble(function: _Function, machine: _Machine, path: Path) -> None:
+def _disassemble(function: Function, machine: _Machine, path: Path) -> None:
     from iqvit.tvm_backend.float_instructions import known_form
 
     data, at = function.code, 0
@@ -228,14 +230,14 @@ def _disassemble(function: _Function, machine: _Machine, path: Path) -> None:
         function.instructions += length > 0
 
 
-def _follow(function: _Function, place: int, operands: str) -> None:
+def _follow(function: Function, place: int, operands: str) -> None:
     """Keep the address that a call or jump names."""
     target = _ADDRESS.search(operands)
     if target is not None:
         function.jumps.add((place, int(target[1], 16)))
 
 
-def _reached(functions: list[_Function]) -> set[int]:
+def _reached(functions: list[Function]) -> set[int]:
     """Where calls and jumps lead.
 
     Where a linker puts stubs between two functions it begins with a jump over them, to whatever
