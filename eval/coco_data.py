@@ -143,11 +143,13 @@ def _annotation_file(root: Path, split: str) -> Path:
     fitting = [path for path in known if path.stem.startswith(f"{PREFIX}{split}")]
     if len(fitting) == 1:
         return fitting[0]
+    if not known:
+        raise DataError(f"{root} is no COCO data: {folder} holds no {PREFIX}*.json")
     names = [path.stem.removeprefix(PREFIX) for path in (fitting or known)]
     what = "is not clear" if fitting else "is not there"
     raise DataError(
         f"the split {split!r} {what}: {folder} has annotations ({PREFIX}*.json) for "
-        f"{', '.join(names) or 'nothing'}"
+        f"{', '.join(names)}"
     )
 
 

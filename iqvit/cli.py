@@ -115,7 +115,7 @@ COMMANDS: tuple[tuple[str, Callable[..., None], str], ...] = (
     ("quantize", quantize.quantize, "A float model and images become integers (.iqv)."),
     ("inspect", inspect.inspect, "Cost, widths and proofs of an .iqv or artifact."),
     ("compile", compile.compile_graph, "An .iqv becomes a library for a CPU."),
-    ("predict", predict.predict, "The best classes of images."),
+    ("predict", predict.predict, "Classes, class maps or boxes of images."),
     ("bench", bench.bench, "Latency and speed, in turns."),
     ("report", report.report, "Float, mixed and integers compared, as a page and tables."),
     ("recipe", recipe.recipe, "Print the usual settings, to edit."),

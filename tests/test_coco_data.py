@@ -230,3 +230,10 @@ def test_groups_need_names(write):
     with pytest.raises(DataError, match="'stop sign' has no supercategory"):
         read_coco(write(data), supercategories=True)
     assert len(read_coco(write(data)).classes) == 4
+
+
+def test_a_folder_of_other_annotations_is_told(tmp_path):
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations" / "00001.png").touch()
+    with pytest.raises(DataError, match=r"is no COCO data: .*annotations holds no instances_\*"):
+        read_coco(tmp_path, "val")
