@@ -12,6 +12,7 @@ from iqvit.tvm_backend.kernels.isa import (
     ARM_I8MM,
     ARM_NEON,
     AVX2,
+    AVX512_VBMI,
     AVX512_VNNI,
     AVX_VNNI,
     Isa,
@@ -72,16 +73,20 @@ def _arm(name: str, isa: Isa, attributes: tuple[str, ...], features: tuple[str, 
     return Target(name, llvm, isa, ("asimd", *features), "aarch64")
 
 
+def _avx512(
+    name: str, isa: Isa, attributes: tuple[str, ...], features: tuple[str, ...]
+) -> Target:
+    # -prefer-256-bit: LLVM's tuning avoids 512-bit vectors for the sake of sparse use of them in
+    # float code; here everything is vectors, and look-ups and packs gain from the full width.
+    mattr = (*(f"+{attribute}" for attribute in attributes), "-prefer-256-bit")
+    llvm = (("kind", "llvm"), ("mcpu", "x86-64-v4"), ("mattr", mattr))
+    return Target(name, llvm, isa, (*_V4, *features))
+
+
 # Best first: `host` is the first that the machine can run.
-# -prefer-256-bit: LLVM's tuning avoids 512-bit vectors for the sake of sparse use of them in float
-# code; here everything is vectors, and table look-ups and packs gain from the full width.
 _TARGETS = (
-    Target(
-        "x86-vnni",
-        (("kind", "llvm"), ("mcpu", "x86-64-v4"), ("mattr", ("+avx512vnni", "-prefer-256-bit"))),
-        AVX512_VNNI,
-        (*_V4, "avx512_vnni"),
-    ),
+    _avx512("x86-vbmi", AVX512_VBMI, ("avx512vnni", "avx512vbmi"), ("avx512_vnni", "avx512vbmi")),
+    _avx512("x86-vnni", AVX512_VNNI, ("avx512vnni",), ("avx512_vnni",)),
     Target(
         "x86-avxvnni",
         (("kind", "llvm"), ("mcpu", "x86-64-v3"), ("mattr", ("+avxvnni",))),

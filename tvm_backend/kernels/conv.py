@@ -45,7 +45,7 @@ def conv(graph: IntGraph, group: Group, isa: Isa) -> Call | None:
     op = node.op.inner
     if not isinstance(op, Conv2d) or op.groups != 1 or op.shift < 1:
         return None
-    followed = followers_of(graph, group)
+    followed = followers_of(graph, group, isa)
     if followed is None:
         return None
     stages, values = followed

@@ -28,15 +28,17 @@ from iqvit.tvm_backend.kernels.vector import (
     STACK,
     bits_of,
     function_attributes,
+    lanes_of,
     pieces,
     span,
     splat,
     typed,
 )
 
-Epilogue = Callable[[Expr, Expr, Expr, tuple[Buffer, ...]], Expr]
-"""`epilogue(value, m, n, extras) -> stored`: `value` holds the requantised results of row `m`,
-columns `n .. n + lanes - 1` (any power of two of lanes, also one); the result has `out_dtype`."""
+Epilogue = Callable[[list[Expr], Expr, Expr, tuple[Buffer, ...]], list[Expr]]
+"""`epilogue(values, m, n, extras) -> stored`: `values` are the requantised results of row `m` from
+column `n` on, vectors of equally many lanes (any power of two, also one) that follow each other; so
+are the results, of `out_dtype`."""
 
 PANEL_BYTES = 512 * 1024
 """Weights that the tasks of one stretch share: about half of the L2 cache of current x86 cores."""
@@ -239,7 +241,8 @@ def operand(value: Expr, kernel: Kernel, lanes: int) -> Expr:
 def emit_stores(kernel: Kernel, products: Products, row0: Expr) -> None:
     """Requantise a block's sums and store them from row `row0` of the output on.
 
-    Rows past the last one are left out. Row by row from the stack, in code for one row.
+    Rows past the last one are left out. Row by row from the stack, in code for one row. Elements
+    that are vectors make LLVM align the stack, and with it what it spills.
     """
     isa = kernel.isa
     lane = span(0, isa.lanes)
@@ -247,11 +250,11 @@ def emit_stores(kernel: Kernel, products: Products, row0: Expr) -> None:
     together = max(1, (STACK - 1) // (4 * isa.panel))
     for first in range(0, len(products.sums), together):
         count = min(together, len(products.sums) - first)
-        sums = T.alloc_buffer((count * isa.vectors, isa.lanes), "int32", scope="global")
+        vector = typed("int32", isa.lanes)
+        sums = T.alloc_buffer((count * isa.vectors,), vector, scope="global")
         for r in range(count):
             for j in range(isa.vectors):
-                value = products.sums[first + r][j, lane]
-                T.buffer_store(sums, value, [r * isa.vectors + j, lane])
+                T.buffer_store(sums, products.sums[first + r][j, lane], [r * isa.vectors + j])
         _emit_rows(kernel, sums, count, products.panel, row0 + first)
 
 
@@ -273,9 +276,7 @@ def _emit_rows(kernel: Kernel, sums: Buffer, rows: int, panel: Expr, row0: Expr)
 def _emit_full(kernel: Kernel, sums: Buffer, rows: int, panel: Expr, row0: Expr) -> None:
     with T.serial(T.min(rows, kernel.gemm.m - row0), annotations={MARK: True}) as r:
         values = _values(kernel, sums, r, panel)
-        lanes = kernel.isa.panel // len(values)
-        for i, value in enumerate(values):
-            _store(kernel, value, row0 + r, panel * kernel.isa.panel + i * lanes, lanes)
+        _store(kernel, values, row0 + r, panel * kernel.isa.panel)
 
 
 def _emit_partial(
@@ -291,14 +292,14 @@ def _emit_partial(
             T.buffer_store(buffer, value, [span(i * lanes, lanes)])
         for offset, width in pieces(left, lanes):
             value = buffer[span(offset, width)]
-            _store(kernel, value, row0 + r, panel * isa.panel + offset, width)
+            _store(kernel, [value], row0 + r, panel * isa.panel + offset)
 
 
 def _values(kernel: Kernel, sums: Buffer, row: Expr, panel: Expr) -> list[Expr]:
     """The results of one row of a block: vectors of `value_dtype` that follow each other."""
     isa, requant = kernel.isa, kernel.gemm.requant
     lane = span(0, isa.lanes)
-    found = [sums[row * isa.vectors + j, lane] for j in range(isa.vectors)]
+    found = [sums[row * isa.vectors + j] for j in range(isa.vectors)]
     if requant is None or kernel.mult is None or kernel.scalars is None:
         return found
     given = kernel.scalars
@@ -315,7 +316,9 @@ def _values(kernel: Kernel, sums: Buffer, row: Expr, panel: Expr) -> list[Expr]:
     return narrow([T.Bind(s) for s in scaled], requant, isa)
 
 
-def _store(kernel: Kernel, value: Expr, m: Expr, n: Expr, lanes: int) -> None:
+def _store(kernel: Kernel, values: list[Expr], m: Expr, n: Expr) -> None:
     if kernel.epilogue is not None:
-        value = kernel.epilogue(value, m, n, kernel.extras)
-    T.buffer_store(kernel.out, value, [m, span(n, lanes)])
+        values = kernel.epilogue(values, m, n, kernel.extras)
+    for i, value in enumerate(values):
+        lanes = lanes_of(value)
+        T.buffer_store(kernel.out, value, [m, span(n + i * lanes, lanes)])

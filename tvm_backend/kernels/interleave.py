@@ -30,34 +30,30 @@ def _taken_in_turns(loop: Any) -> Any:
         return loop
     body = loop.body
     chains = _chains(list(body.seq)) if isinstance(body, tirx.SeqStmt) else []
-    if len(chains) > 1 and _independent(chains):
+    if len(chains) > 1:
         turns = [s for turn in zip_longest(*chains) for s in turn if s is not None]
         body = tirx.SeqStmt(turns)
     return tirx.For(loop.loop_var, loop.min, loop.extent, loop.kind, body)
 
 
 def _chains(statements: list[Any]) -> list[list[Any]]:
-    """The statements up to every store that is no variable's."""
-    chains: list[list[Any]] = [[]]
-    own: set[Any] = set()
-    for statement in statements:
-        if not isinstance(statement, (tirx.AllocBuffer, tirx.BufferStore)):
-            return []
-        chains[-1].append(statement)
-        if isinstance(statement, tirx.AllocBuffer):
-            own.add(statement.buffer)
-        elif statement.buffer not in own:
-            chains.append([])
-    return [chain for chain in chains if chain]
-
-
-def _independent(chains: list[list[Any]]) -> bool:
-    """Whether no chain reads what another one stores."""
-    stored = [{s.buffer for s in chain if isinstance(s, tirx.BufferStore)} for chain in chains]
-    read = [{buffer for s in chain for buffer in _reads(s)} for chain in chains]
-    return not any(
-        stored[i] & read[j] for i in range(len(chains)) for j in range(len(chains)) if i != j
-    )
+    """The statements in groups that no variable connects; none if there are others than those that
+    compute variables and store results, or if what is stored is read as well."""
+    if not all(isinstance(s, (tirx.AllocBuffer, tirx.BufferStore)) for s in statements):
+        return []
+    own = {s.buffer for s in statements if isinstance(s, tirx.AllocBuffer)}
+    groups: list[tuple[set[Any], list[int]]] = []
+    for i, statement in enumerate(statements):
+        used = {statement.buffer, *_reads(statement)} & own
+        joined = [group for group in groups if group[0] & used]
+        groups = [group for group in groups if not group[0] & used]
+        variables = used.union(*(group[0] for group in joined))
+        groups.append((variables, [*(j for group in joined for j in group[1]), i]))
+    stored = {s.buffer for s in statements} - own
+    if any(buffer in stored for s in statements for buffer in _reads(s)):
+        return []
+    chains = sorted(sorted(places) for _, places in groups)
+    return [[statements[i] for i in places] for places in chains]
 
 
 def _reads(statement: Any) -> Iterator[Any]:

@@ -7,6 +7,7 @@ __all__ = [
     "ARM_I8MM",
     "ARM_NEON",
     "AVX2",
+    "AVX512_VBMI",
     "AVX512_VNNI",
     "AVX_VNNI",
     "ISAS",
@@ -58,6 +59,8 @@ class Isa:
     noticed, but LLVM runs out of registers where a group needs all of them."""
     widens: bool = False
     """Whether `dot` only multiplies 8-bit lanes to 16-bit ones, which are then added up."""
+    byte_tables: bool = False
+    """Whether a permutation picks from 128 bytes, so that tables are looked up by bytes."""
     matrix: str = ""
     """LLVM name of the instruction that multiplies two rows of activations, `k_group` of each, with
     two columns of weights into the 2 x 2 lanes of an accumulator; "" where there is none."""
@@ -121,6 +124,9 @@ AVX512_VNNI = Isa(
     vectors=4,
     macs_per_cycle=128,
 )
+
+# Ice Lake and Zen 4 on: bytes are permuted as well.
+AVX512_VBMI = replace(AVX512_VNNI, name="avx512-vbmi", byte_tables=True)
 
 # 16 registers: 12 accumulators, 2 weight vectors, one broadcast. LLVM has one intrinsic for the
 # 256-bit instruction and picks the VEX (AVX-VNNI) or EVEX (AVX-512 VL) encoding by the target.
@@ -195,4 +201,5 @@ ARM_NEON = replace(
     widens=True,
 )
 
-ISAS = {isa.name: isa for isa in (AVX512_VNNI, AVX_VNNI, AVX2, ARM_I8MM, ARM_DOTPROD, ARM_NEON)}
+_ALL = (AVX512_VBMI, AVX512_VNNI, AVX_VNNI, AVX2, ARM_I8MM, ARM_DOTPROD, ARM_NEON)
+ISAS = {isa.name: isa for isa in _ALL}

@@ -41,7 +41,7 @@ def linear(graph: IntGraph, group: Group, isa: Isa) -> Call | None:
     op = node.op
     if not isinstance(op, Linear) or op.shift < 1:
         return None
-    followed = followers_of(graph, group)
+    followed = followers_of(graph, group, isa)
     if followed is None:
         return None
     stages, values = followed
@@ -72,13 +72,16 @@ def linear(graph: IntGraph, group: Group, isa: Isa) -> Call | None:
     )
 
 
-def followers_of(graph: IntGraph, group: Group) -> tuple[list[Stage], list[Value]] | None:
+def followers_of(
+    graph: IntGraph, group: Group, isa: Isa
+) -> tuple[list[Stage], list[Value]] | None:
     """The followers as stages of an epilogue and their operands; None where one does not fit."""
     stages: list[Stage] = []
     values: list[Value] = []
     before = group.head
     for node in group.followers:
-        found = stage_of(graph, node, node.inputs.index(before.name))
+        place = node.inputs.index(before.name)
+        found = stage_of(graph, node, place, by_bytes=isa.byte_tables)
         if found is None or node.type.shape != group.head.type.shape:
             return None
         stages.append(found[0])

@@ -40,6 +40,6 @@ def portable_gemm_kernel(
             if gemm.requant is not None and mult is not None:
                 value = T.Cast(gemm.requant.dtype, exact_int64(value, mult[n], gemm.requant))
             if epilogue is not None:
-                value = epilogue(value, m, n, buffers)
+                (value,) = epilogue([value], m, n, buffers)
             T.buffer_store(out, value, [m, n])
     return builder.get()

@@ -1,7 +1,6 @@
 """`row_linear` on the int8 GEMM: rows that have their own scale."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,16 +11,14 @@ from iqvit.ops.row_linear import FRACTION as BIAS_FRACTION
 from iqvit.ops.row_linear import RowLinear
 from iqvit.tvm_backend.fuse import Group
 from iqvit.tvm_backend.kernels.call import As, Call
-from iqvit.tvm_backend.kernels.gemm import Extra, Gemm, gemm_kernel
+from iqvit.tvm_backend.kernels.gemm import Epilogue, Extra, Gemm, gemm_kernel
 from iqvit.tvm_backend.kernels.integers import (
     Wide,
     as_type,
     fits32,
-    joined,
     keep,
     limited,
     madd,
-    parts_of,
     upper_halves,
     wide_elements,
     widen,
@@ -30,7 +27,7 @@ from iqvit.tvm_backend.kernels.isa import Isa
 from iqvit.tvm_backend.kernels.linear import followers_of
 from iqvit.tvm_backend.kernels.packing import pack_weights
 from iqvit.tvm_backend.kernels.script import Buffer, Expr, T
-from iqvit.tvm_backend.kernels.stages import Stage
+from iqvit.tvm_backend.kernels.stages import Stage, emit_stages
 from iqvit.tvm_backend.kernels.vector import HALVES, clamp, lanes_of, span, splat
 
 
@@ -40,7 +37,7 @@ def row_linear(graph: IntGraph, group: Group, isa: Isa) -> Call | None:
     op = node.op
     if not isinstance(op, RowLinear) or op.shift < 1:
         return None
-    followed = followers_of(graph, group)
+    followed = followers_of(graph, group, isa)
     if followed is None:
         return None
     stages, values = followed
@@ -119,26 +116,22 @@ def form_of(op: RowLinear, types: list[IntType]) -> tuple[Form | None, list[np.n
     return form, [constants.astype(np.int64), np.array([up, down], np.int64)]
 
 
-def _rescale(form: Form, stages: list[Stage], isa: Isa, dtype: str) -> Callable[..., Expr]:
+def _rescale(form: Form, stages: list[Stage], isa: Isa, dtype: str) -> Epilogue:
     """The epilogue: the row's and the column's factors, the bias, then the followers."""
 
-    def epilogue(value: Expr, m: Expr, n: Expr, extras: tuple[Buffer, ...]) -> Expr:
+    def epilogue(values: list[Expr], m: Expr, n: Expr, extras: tuple[Buffer, ...]) -> list[Expr]:
         peak, mult, constant, scalars = extras[:4]
         results: list[Expr] = []
-        for i, part in enumerate(parts_of(value, isa.lanes)):
-            at, lanes = n + i * isa.lanes, lanes_of(part)
+        for i, value in enumerate(values):
+            lanes = lanes_of(value)
+            at = n + i * lanes
             factor = keep(_factor(form, mult[span(at, lanes)], peak[m], isa))
             up = splat(T.Cast("int32", scalars[0]), "int32", lanes)
-            raised = keep(part << up if form.raised else part)
+            raised = keep(value << up if form.raised else value)
             sums = widen(raised) * widen(factor) + wide_elements(constant, at, lanes)
-            current = _shifted(form, sums, scalars[1])
-            used = 4
-            for stage in stages:
-                count = len(stage.operands)
-                current = stage.emit(current, m, at, extras[used : used + count], isa)
-                used += count
-            results.append(keep(as_type(current, dtype)))
-        return joined(results)
+            results.append(keep(_shifted(form, sums, scalars[1])))
+        results = emit_stages(stages, results, m, n, extras[4:], isa)
+        return [keep(as_type(result, dtype)) for result in results]
 
     return epilogue
 

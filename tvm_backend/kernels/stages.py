@@ -17,7 +17,7 @@ from iqvit.ops.multiply import Multiply
 from iqvit.ops.rectified import Rectified
 from iqvit.ops.requantise import Requantise
 from iqvit.tvm_backend.kernels.call import As
-from iqvit.tvm_backend.kernels.gemm import Extra
+from iqvit.tvm_backend.kernels.gemm import Epilogue, Extra
 from iqvit.tvm_backend.kernels.integers import (
     Wide,
     as_int32,
@@ -43,7 +43,15 @@ from iqvit.tvm_backend.kernels.rectified_form import (
     value_range,
 )
 from iqvit.tvm_backend.kernels.script import Buffer, Expr, T
-from iqvit.tvm_backend.kernels.tables import ENTRIES, byte_entry, entry_or_zero, padded
+from iqvit.tvm_backend.kernels.tables import (
+    ENTRIES,
+    TOGETHER,
+    byte_entry,
+    entries_of_bytes,
+    entry_or_zero,
+    padded,
+    planes_of,
+)
 from iqvit.tvm_backend.kernels.vector import clamp, lanes_of, span, splat
 
 Value = str | np.ndarray | As
@@ -56,7 +64,7 @@ class Operand:
     kind: str
     """`full` (one element for each result), `channel` (one a column), `row`, `single`, or one not
     read by position: `table`, `bytes` (a table of 8-bit entries, four in an element), `segments` (a
-    table in registers, zero beyond it), `scalars`."""
+    table in registers, zero beyond it), `planes` (the same by bytes), `scalars`."""
     dtype: str
     size: int
 
@@ -101,6 +109,28 @@ class Stage:
     ) -> Expr:
         """The operator of int32 lanes `value` at row m, columns n.., as int32 in its bounds."""
         return _EMIT[self.op](_Place(self, keep(value), m, n, buffers, isa))
+
+    @property
+    def together(self) -> bool:
+        """Whether vectors of a row are looked up together."""
+        return any(operand.kind == "planes" for operand in self.operands)
+
+    def emit_row(
+        self,
+        values: list[Expr],
+        m: Expr | int,
+        n: Expr | int,
+        buffers: tuple[Buffer, ...],
+        isa: Isa,
+    ) -> list[Expr]:
+        """`emit` of vectors that follow each other from column n on."""
+        places = [
+            _Place(self, keep(value), m, n + i * isa.lanes, buffers, isa)
+            for i, value in enumerate(values)
+        ]
+        if self.together and [place.lanes for place in places] == [isa.lanes] * TOGETHER:
+            return _rectified_together(places)
+        return [_EMIT[self.op](place) for place in places]
 
 
 @dataclass(frozen=True)
@@ -196,14 +226,33 @@ def _multiply(at: _Place) -> Expr:
 
 
 def _rectified(at: _Place) -> Expr:
-    value, zero = at.value, at.const(0)
-    u = keep(T.max(value, zero - value))
-    index = u >> at.lane(0)
+    u, index = _segment(at)
     table = at.stage.operands[0]
     if table.kind == "segments":
         entry = keep(entry_or_zero(at.buffers[0], table.size, index, at.isa))
     else:
         entry = keep(gather(at.buffers[0], T.min(index, at.lane(1)), at.isa))
+    return _interpolated(at, u, entry)
+
+
+def _rectified_together(places: list[_Place]) -> list[Expr]:
+    found = [_segment(at) for at in places]
+    planes = places[0].buffers[-2]
+    entries = entries_of_bytes(planes, [index for _, index in found], places[0].isa)
+    return [
+        _interpolated(at, u, entry)
+        for at, (u, _), entry in zip(places, found, entries, strict=True)
+    ]
+
+
+def _segment(at: _Place) -> tuple[Expr, Expr]:
+    """The magnitude, and in which segment of the table it lies."""
+    u = keep(T.max(at.value, at.const(0) - at.value))
+    return u, u >> at.lane(0)
+
+
+def _interpolated(at: _Place, u: Expr, entry: Expr) -> Expr:
+    """The result for values of magnitude u, whose entry of the table is given."""
     part = u & at.lane(2)
     if at.lanes == at.isa.lanes:
         # (rise, left) . (part, 2**step) is both terms of the interpolation at once.
@@ -212,7 +261,7 @@ def _rectified(at: _Place) -> Expr:
         rise = (entry << at.const(16)) >> at.const(16)
         weighted = rise * part + ((entry >> at.const(16)) << at.lane(0))
     bump = (weighted + at.lane(4)) >> at.lane(0)
-    v = keep((T.max(value, zero) << at.lane(5)) + bump)
+    v = keep((T.max(at.value, at.const(0)) << at.lane(5)) + bump)
     if at.stage.upper:
         raised = keep(v << at.lane(6)) if at.stage.raised else v
         high = upper_halves(widen(raised) * widen(at.read(1)))
@@ -252,8 +301,12 @@ TABLED = (Rectified, Lookup)
 LIMITED = (Add, Requantise, Multiply, Rectified)
 
 
-def stage_of(graph: IntGraph, node: Node, place: int) -> tuple[Stage, list[Value]] | None:
+def stage_of(
+    graph: IntGraph, node: Node, place: int, *, by_bytes: bool = False
+) -> tuple[Stage, list[Value]] | None:
     """The stage that computes `node` from its input number `place`, and its operands' values.
+
+    by_bytes: whether a table in registers is given by bytes as well, for whole rows.
 
     None where the vector form does not cover the node.
     """
@@ -279,6 +332,11 @@ def stage_of(graph: IntGraph, node: Node, place: int) -> tuple[Stage, list[Value
     if up is not None:
         zero, down = np.asarray(types[3].value), scalars[-1]
         values[-1] = (zero << down) + np.int32(half_of(down))
+    if by_bytes and isinstance(op, Rectified) and operands[0].kind == "segments":
+        planes = planes_of(np.asarray(values[0]))
+        if planes is not None:
+            operands.append(Operand("planes", "int8", planes.size))
+            values.append(planes)
     operands.append(Operand("scalars", "int64", len(scalars)))
     values.append(np.array(scalars, np.int64))
     lo, hi = (op.lo, op.hi) if isinstance(op, LIMITED) else (node.type.lo, node.type.hi)
@@ -351,20 +409,33 @@ def _covered(op: Op, types: Types) -> bool:
     return types[1].value is not None
 
 
-def follow(stages: list[Stage], isa: Isa, dtype: str) -> Callable[..., Expr]:
+def emit_stages(
+    stages: list[Stage],
+    values: list[Expr],
+    m: Expr,
+    n: Expr,
+    extras: tuple[Buffer, ...],
+    isa: Isa,
+) -> list[Expr]:
+    """The stages one after the other, of int32 vectors that follow each other from column n on;
+    `extras` are the operands of all."""
+    for stage in stages:
+        count = len(stage.operands)
+        values = stage.emit_row(values, m, n, extras[:count], isa)
+        extras = extras[count:]
+    return values
+
+
+def follow(stages: list[Stage], isa: Isa, dtype: str) -> Epilogue:
     """The GEMM epilogue that applies the stages one after the other and stores `dtype`."""
 
-    def epilogue(value: Expr, m: Expr, n: Expr, extras: tuple[Buffer, ...]) -> Expr:
-        results: list[Expr] = []
-        for i, part in enumerate(parts_of(value, isa.lanes)):
-            at = n + i * isa.lanes
-            current = as_int32(part)
-            used = 0
-            for stage in stages:
-                count = len(stage.operands)
-                current = stage.emit(current, m, at, extras[used : used + count], isa)
-                used += count
-            results.append(keep(as_type(current, dtype)))
-        return joined(results)
+    def epilogue(
+        values: list[Expr], m: Expr, n: Expr, extras: tuple[Buffer, ...]
+    ) -> list[Expr]:
+        parts = [as_int32(part) for value in values for part in parts_of(value, isa.lanes)]
+        results = emit_stages(stages, parts, m, n, extras, isa)
+        results = [keep(as_type(result, dtype)) for result in results]
+        count = len(parts) // len(values)
+        return [joined(results[i : i + count]) for i in range(0, len(parts), count)]
 
     return epilogue

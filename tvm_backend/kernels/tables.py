@@ -1,5 +1,8 @@
 """Look-ups in small tables; where registers can be permuted, the table lies in them."""
 
+import numpy as np
+
+from iqvit.tvm_backend.kernels.instructions import pack
 from iqvit.tvm_backend.kernels.integers import gather, keep
 from iqvit.tvm_backend.kernels.isa import Isa
 from iqvit.tvm_backend.kernels.script import Buffer, Expr, T
@@ -9,6 +12,11 @@ ENTRIES = 256
 """The largest table that is kept in registers."""
 _HALF = 16  # int32 in a register; a permutation picks from two
 _PERMUTE = "llvm.x86.avx512.vpermi2var.d.512"
+TOGETHER = 4
+"""Vectors of indices that `entries_of_bytes` takes."""
+_BYTES = 64  # in a register; a permutation picks from two
+_LANE = 16  # bytes of a register within which packs and unpacks move them
+_PERMUTE_BYTES = "llvm.x86.avx512.vpermi2var.qi.512"
 
 
 def padded(used: int) -> int:
@@ -43,6 +51,54 @@ def byte_entry(table: Buffer, index: Expr, dtype: str, isa: Isa) -> Expr:
     if dtype == "int8":
         return top >> right
     return (top >> right) & splat(0xFF, "int32", lanes)
+
+
+def planes_of(table: np.ndarray) -> np.ndarray | None:
+    """int32 `[n]`, n <= `ENTRIES`, as int8 `[4 * ENTRIES]` for `entries_of_bytes`: the lowest bytes
+    of all entries, and so on; zeros behind the last one. None if that leaves no zero at the end."""
+    filled = np.zeros(ENTRIES, np.int32)
+    filled[: table.size] = table
+    if filled[-1] != 0:
+        return None
+    return np.ascontiguousarray(filled.view(np.int8).reshape(ENTRIES, 4).T).reshape(-1)
+
+
+def entries_of_bytes(planes: Buffer, indices: list[Expr], isa: Isa) -> list[Expr]:
+    """`table[index]` of `TOGETHER` vectors of int32 indices >= 0, from what `planes_of` made of the
+    table; 0 for an index beyond it.
+
+    A byte of 64 entries takes two permutations and a blend: 6 instructions for 16 entries, where
+    permutations of int32 take 20. Packing saturates indices to the last entry, which is 0.
+    """
+    low, high = (keep(pack(isa, *indices[i : i + 2], "int16")) for i in (0, 2))
+    index = keep(T.reinterpret("int8x64", pack(isa, low, high, "uint8")))
+    upper = index < splat(0, "int8", _BYTES)
+    found = [_byte_plane(planes, plane * ENTRIES, index, upper) for plane in range(4)]
+    halves = [_unpacked(*found[i : i + 2], "int8") for i in (0, 2)]
+    words = [_unpacked(halves[0][side], halves[1][side], "int16") for side in (0, 1)]
+    return [keep(T.reinterpret("int32x16", vector)) for pair in words for vector in pair]
+
+
+def _byte_plane(planes: Buffer, start: int, index: Expr, upper: Expr) -> Expr:
+    parts = [planes[span(start + i * _BYTES, _BYTES)] for i in range(4)]
+    low, high = (
+        T.call_llvm_pure_intrin("int8x64", _PERMUTE_BYTES, parts[i], index, parts[i + 1])
+        for i in (0, 2)
+    )
+    return keep(T.Select(upper, high, low))
+
+
+def _unpacked(a: Expr, b: Expr, dtype: str) -> tuple[Expr, Expr]:
+    """The elements of both in turns, of the lower and of the upper halves of their lanes."""
+    count = _BYTES if dtype == "int8" else _BYTES // 2
+    lane = _LANE * count // _BYTES
+    both = [T.reinterpret(f"{dtype}x{count}", value) for value in (a, b)]
+    order = [
+        [first + i + side for first in range(0, count, lane) for i in part for side in (0, count)]
+        for part in (range(lane // 2), range(lane // 2, lane))
+    ]
+    low, high = (keep(T.Shuffle(both, places)) for places in order)
+    return low, high
 
 
 def _permuted(table: Buffer, index: Expr, entries: int) -> Expr:
