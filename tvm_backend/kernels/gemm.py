@@ -313,7 +313,7 @@ def _values(kernel: Kernel, sums: Buffer, row: Expr, panel: Expr) -> list[Expr]:
             exact_int64(s, kernel.mult[panel, j, 0, lane], requant, given)
             for j, s in enumerate(found)
         ]
-    return narrow([T.Bind(s) for s in scaled], requant, isa)
+    return narrow([T.Bind(s) for s in scaled], requant.dtype, requant.lo, requant.hi, isa)
 
 
 def _store(kernel: Kernel, values: list[Expr], m: Expr, n: Expr) -> None:

@@ -36,6 +36,12 @@ def column_order(dtype: str, isa: Isa) -> np.ndarray:
     return first + (lane // 4) * (4 * group) + (j % group) * 4 + lane % 4
 
 
+def in_column_order(values: np.ndarray, dtype: str, isa: Isa) -> np.ndarray:
+    """`[N]`, whole panels, as vectors that are read beside accumulators for results of `dtype`."""
+    order = column_order(dtype, isa)
+    return np.ascontiguousarray(values.reshape(-1, order.size)[:, order.reshape(-1)]).reshape(-1)
+
+
 def pack_weights(
     weight: np.ndarray,
     bias: np.ndarray,

@@ -21,10 +21,19 @@ def rectified_scalars(op: Rectified, types: Types, _: int) -> Scalars:
     """The attributes as the code reads them, and the range of the result."""
     last, mask, one = types[1].shape[0] - 1, (1 << op.step) - 1, 1 << (op.step + 16)
     ends = _rectified_ends(op, types)
-    head = (op.step, last, mask, one, half_of(op.step), op.fraction)
+    positive = 1 << (op.fraction + op.step) if sums_up(op, types) else op.fraction
+    head = (op.step, last, mask, one, half_of(op.step), positive)
     up = raised_by(op, types, ends)
     tail = (half_of(op.shift), op.shift) if up is None else (up, op.shift + up - 32)
     return (*head, *tail), (min(ends), max(ends))
+
+
+def sums_up(op: Rectified, types: Types) -> bool:
+    """Whether the rectifier is a product of the sum that interpolates, before its shift: a factor
+    of 16 bits, and a sum of 32."""
+    lo, hi = value_range(op, types)
+    fits = fits32((lo << op.step) - 1, (hi + 1) << op.step)
+    return op.fraction + op.step < 15 and fits
 
 
 def _rectified_ends(op: Rectified, types: Types) -> list[int]:

@@ -114,22 +114,19 @@ def _int32(number: Expr | int) -> Expr | int:
     return number if isinstance(number, int) else T.Cast("int32", number)
 
 
-def narrow(values: list[Expr], requant: Requant, isa: Isa) -> list[Expr]:
-    """int32 vectors in packed column order -> vectors of `requant.dtype` in natural order, clamped.
+def narrow(values: list[Expr], dtype: str, lo: int, hi: int, isa: Isa) -> list[Expr]:
+    """int32 vectors in packed column order -> vectors of `dtype` in natural order, clamped.
 
     The saturating packs work per 128-bit lane; `packing.column_order` places the columns so that
     what comes out is contiguous. Saturating to the type first and then to `lo..hi` is the same
     as clamping to `lo..hi`.
     """
-    if requant.dtype == "int32":
-        return [clamp(v, requant.lo, requant.hi) for v in values]
+    if dtype == "int32":
+        return [clamp(v, lo, hi) for v in values]
     pairs = [pack(isa, values[i], values[i + 1], "int16") for i in range(0, len(values), 2)]
-    if requant.dtype == "int16":
-        return [clamp(v, requant.lo, requant.hi) for v in pairs]
+    if dtype == "int16":
+        return [clamp(v, lo, hi) for v in pairs]
     if len(pairs) % 2:
-        return [
-            T.Cast(typed(requant.dtype, 2 * isa.lanes), clamp(v, requant.lo, requant.hi))
-            for v in pairs
-        ]
-    packed = [pack(isa, pairs[i], pairs[i + 1], requant.dtype) for i in range(0, len(pairs), 2)]
-    return [clamp(v, requant.lo, requant.hi) for v in packed]
+        return [T.Cast(typed(dtype, 2 * isa.lanes), clamp(v, lo, hi)) for v in pairs]
+    packed = [pack(isa, pairs[i], pairs[i + 1], dtype) for i in range(0, len(pairs), 2)]
+    return [clamp(v, lo, hi) for v in packed]

@@ -1,7 +1,7 @@
 """`row_linear` on the int8 GEMM: rows that have their own scale."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -25,7 +25,8 @@ from iqvit.tvm_backend.kernels.integers import (
 )
 from iqvit.tvm_backend.kernels.isa import Isa
 from iqvit.tvm_backend.kernels.linear import followers_of
-from iqvit.tvm_backend.kernels.packing import pack_weights
+from iqvit.tvm_backend.kernels.packing import in_column_order, pack_weights
+from iqvit.tvm_backend.kernels.requant import narrow
 from iqvit.tvm_backend.kernels.script import Buffer, Expr, T
 from iqvit.tvm_backend.kernels.stages import Stage, emit_stages
 from iqvit.tvm_backend.kernels.vector import HALVES, clamp, lanes_of, span, splat
@@ -47,12 +48,14 @@ def row_linear(graph: IntGraph, group: Group, isa: Isa) -> Call | None:
     m = math.prod(x.shape[:-1])
     out = group.last.type
     gemm = Gemm(m, n, k, x.dtype, None, out.dtype)
-    packed = pack_weights(
-        weight, np.zeros(n, np.int32), None, signed=x.dtype == "int8", dtype="int32", isa=isa
-    )
     form, constants = form_of(op, graph.types_of(node))
     if form is None:
         return None
+    narrowed = _narrowed(form, stages, n, out, isa)
+    order = "int32" if narrowed is None else out.dtype
+    packed = pack_weights(
+        weight, np.zeros(n, np.int32), None, signed=x.dtype == "int8", dtype=order, isa=isa
+    )
     extras = (
         Extra("peak", (m,), "int32"),
         Extra("row_mult", (n,), "int32"),
@@ -60,13 +63,15 @@ def row_linear(graph: IntGraph, group: Group, isa: Isa) -> Call | None:
         Extra("scalars", (2,), "int64"),
         *(e for i, s in enumerate(stages) for e in s.extras(m, n, f"stage{i}_")),
     )
-    epilogue = _rescale(form, stages, isa, out.dtype)
+    epilogue = _rescale(form, stages, narrowed, isa, out.dtype)
     if form.halved:
         mult = mult | mult << 16
+    if narrowed is not None:
+        mult, constants[0] = (in_column_order(v, order, isa) for v in (mult, constants[0]))
     fixed = (packed.weight, packed.bias, As(node.inputs[1], (m,)), mult, *constants)
     return Call(
         "_".join(["row_gemm", *(stage.op.NAME for stage in stages)]),
-        (gemm, form, tuple(stages)),
+        (gemm, form, tuple(stages), narrowed),
         lambda name: gemm_kernel(gemm, isa, name, extras, epilogue),
         (As(node.inputs[0], (m, k)), *fixed, *values),
         (m, n),
@@ -88,6 +93,18 @@ class Form:
     """Whether accumulators are shifted to the left for that."""
     halved: bool
     """Whether peaks fit 16 bits in two halves, and multipliers 16 bits."""
+
+
+def _narrowed(
+    form: Form, stages: list[Stage], n: int, out: IntType, isa: Isa
+) -> tuple[int, int] | None:
+    """The bounds of results that saturating packs narrow, whole rows of panels at once; None where
+    the result is int32, or where columns must come in their order for an operand of theirs."""
+    fits = stages[-1].fits if stages else form.fits
+    ordered = any(kind in ("full", "channel") for s in stages for kind in s.kinds)
+    if out.dtype == "int32" or ordered or not fits or n % isa.panel:
+        return None
+    return (stages[-1].lo, stages[-1].hi) if stages else (form.lo, form.hi)
 
 
 def form_of(op: RowLinear, types: list[IntType]) -> tuple[Form | None, list[np.ndarray]]:
@@ -116,8 +133,14 @@ def form_of(op: RowLinear, types: list[IntType]) -> tuple[Form | None, list[np.n
     return form, [constants.astype(np.int64), np.array([up, down], np.int64)]
 
 
-def _rescale(form: Form, stages: list[Stage], isa: Isa, dtype: str) -> Epilogue:
+def _rescale(
+    form: Form, stages: list[Stage], narrowed: tuple[int, int] | None, isa: Isa, dtype: str
+) -> Epilogue:
     """The epilogue: the row's and the column's factors, the bias, then the followers."""
+    if narrowed is not None:  # the packs saturate
+        lo, hi = LIMITS["int32"]
+        stages = [replace(stage, lo=lo, hi=hi) if stage is stages[-1] else stage for stage in stages]
+        form = form if stages else replace(form, lo=lo, hi=hi)
 
     def epilogue(values: list[Expr], m: Expr, n: Expr, extras: tuple[Buffer, ...]) -> list[Expr]:
         peak, mult, constant, scalars = extras[:4]
@@ -131,6 +154,8 @@ def _rescale(form: Form, stages: list[Stage], isa: Isa, dtype: str) -> Epilogue:
             sums = widen(raised) * widen(factor) + wide_elements(constant, at, lanes)
             results.append(keep(_shifted(form, sums, scalars[1])))
         results = emit_stages(stages, results, m, n, extras[4:], isa)
+        if narrowed is not None:
+            return [keep(result) for result in narrow(results, dtype, *narrowed, isa)]
         return [keep(as_type(result, dtype)) for result in results]
 
     return epilogue

@@ -40,6 +40,7 @@ from iqvit.tvm_backend.kernels.rectified_form import (
     half_of,
     raised_by,
     rectified_scalars,
+    sums_up,
     value_range,
 )
 from iqvit.tvm_backend.kernels.script import Buffer, Expr, T
@@ -52,7 +53,7 @@ from iqvit.tvm_backend.kernels.tables import (
     padded,
     planes_of,
 )
-from iqvit.tvm_backend.kernels.vector import clamp, lanes_of, span, splat
+from iqvit.tvm_backend.kernels.vector import HALVES, clamp, lanes_of, span, splat
 
 Value = str | np.ndarray | As
 
@@ -95,6 +96,8 @@ class Stage:
     """Whether a `rectified` reads the upper halves of its products alone."""
     raised: bool = False
     """Whether its values are shifted to the left for that."""
+    summed: bool = False
+    """Whether its rectifier is a part of the sum that interpolates."""
 
     def extras(self, rows: int, columns: int, prefix: str) -> tuple[Extra, ...]:
         """The parameters for the operands."""
@@ -111,9 +114,9 @@ class Stage:
         return _EMIT[self.op](_Place(self, keep(value), m, n, buffers, isa))
 
     @property
-    def together(self) -> bool:
-        """Whether vectors of a row are looked up together."""
-        return any(operand.kind == "planes" for operand in self.operands)
+    def kinds(self) -> set[str]:
+        """How its operands are read."""
+        return {operand.kind for operand in self.operands}
 
     def emit_row(
         self,
@@ -128,7 +131,7 @@ class Stage:
             _Place(self, keep(value), m, n + i * isa.lanes, buffers, isa)
             for i, value in enumerate(values)
         ]
-        if self.together and [place.lanes for place in places] == [isa.lanes] * TOGETHER:
+        if "planes" in self.kinds and [place.lanes for place in places] == [isa.lanes] * TOGETHER:
             return _rectified_together(places)
         return [_EMIT[self.op](place) for place in places]
 
@@ -226,7 +229,8 @@ def _multiply(at: _Place) -> Expr:
 
 
 def _rectified(at: _Place) -> Expr:
-    u, index = _segment(at)
+    u = _magnitude(at)
+    index = u >> at.lane(0)
     table = at.stage.operands[0]
     if table.kind == "segments":
         entry = keep(entry_or_zero(at.buffers[0], table.size, index, at.isa))
@@ -236,32 +240,35 @@ def _rectified(at: _Place) -> Expr:
 
 
 def _rectified_together(places: list[_Place]) -> list[Expr]:
-    found = [_segment(at) for at in places]
-    planes = places[0].buffers[-2]
-    entries = entries_of_bytes(planes, [index for _, index in found], places[0].isa)
-    return [
-        _interpolated(at, u, entry)
-        for at, (u, _), entry in zip(places, found, entries, strict=True)
-    ]
+    first = places[0]
+    found = [_magnitude(at) for at in places]
+    entries = entries_of_bytes(first.buffers[-2], found, first.scalar(0), first.isa)
+    together = zip(places, found, entries, strict=True)
+    return [_interpolated(at, u, entry) for at, u, entry in together]
 
 
-def _segment(at: _Place) -> tuple[Expr, Expr]:
-    """The magnitude, and in which segment of the table it lies."""
-    u = keep(T.max(at.value, at.const(0) - at.value))
-    return u, u >> at.lane(0)
+def _magnitude(at: _Place) -> Expr:
+    return keep(T.max(at.value, at.const(0) - at.value))
 
 
 def _interpolated(at: _Place, u: Expr, entry: Expr) -> Expr:
     """The result for values of magnitude u, whose entry of the table is given."""
     part = u & at.lane(2)
+    positive = keep(T.max(at.value, at.const(0)))
     if at.lanes == at.isa.lanes:
         # (rise, left) . (part, 2**step) is both terms of the interpolation at once.
         weighted = madd(entry, part | at.lane(3), at.lanes)
     else:
         rise = (entry << at.const(16)) >> at.const(16)
         weighted = rise * part + ((entry >> at.const(16)) << at.lane(0))
-    bump = (weighted + at.lane(4)) >> at.lane(0)
-    v = keep((T.max(at.value, at.const(0)) << at.lane(5)) + bump)
+    weighted = weighted + at.lane(4)
+    if at.stage.summed:
+        factor = at.lane(5)
+        madds = at.lanes == at.isa.lanes and at.lanes > HALVES
+        product = madd(positive, factor, at.lanes) if madds else positive * factor
+        v = keep((weighted + product) >> at.lane(0))
+    else:
+        v = keep((positive << at.lane(5)) + (weighted >> at.lane(0)))
     if at.stage.upper:
         raised = keep(v << at.lane(6)) if at.stage.raised else v
         high = upper_halves(widen(raised) * widen(at.read(1)))
@@ -341,9 +348,10 @@ def stage_of(
     values.append(np.array(scalars, np.int64))
     lo, hi = (op.lo, op.hi) if isinstance(op, LIMITED) else (node.type.lo, node.type.hi)
     least = LIMITS[types[0].dtype][0] if isinstance(op, Lookup) else 0
-    upper = {"upper": up is not None, "raised": bool(up)}
+    forms = {"upper": up is not None, "raised": bool(up)}
+    forms["summed"] = isinstance(op, Rectified) and sums_up(op, types)
     fits = fits32(*ends)
-    stage = Stage(type(op), node.type.dtype, lo, hi, fits, tuple(operands), least, **upper)
+    stage = Stage(type(op), node.type.dtype, lo, hi, fits, tuple(operands), least, **forms)
     return stage, values
 
 

@@ -63,14 +63,16 @@ def planes_of(table: np.ndarray) -> np.ndarray | None:
     return np.ascontiguousarray(filled.view(np.int8).reshape(ENTRIES, 4).T).reshape(-1)
 
 
-def entries_of_bytes(planes: Buffer, indices: list[Expr], isa: Isa) -> list[Expr]:
-    """`table[index]` of `TOGETHER` vectors of int32 indices >= 0, from what `planes_of` made of the
-    table; 0 for an index beyond it.
+def entries_of_bytes(planes: Buffer, values: list[Expr], step: Expr, isa: Isa) -> list[Expr]:
+    """`table[value >> step]` of `TOGETHER` vectors of int32 values in 0..2**15, from what
+    `planes_of` made of the table; 0 for an index beyond it.
 
     A byte of 64 entries takes two permutations and a blend: 6 instructions for 16 entries, where
-    permutations of int32 take 20. Packing saturates indices to the last entry, which is 0.
+    permutations of int32 take 20. Packing saturates indices to the last entry, which is 0, and 2**15
+    to the value before it, which is beyond the table, too, or has an index that it shares.
     """
-    low, high = (keep(pack(isa, *indices[i : i + 2], "int16")) for i in (0, 2))
+    shift = splat(T.Cast("int16", step), "int16", _BYTES // 2)
+    low, high = (keep(pack(isa, *values[i : i + 2], "int16") >> shift) for i in (0, 2))
     index = keep(T.reinterpret("int8x64", pack(isa, low, high, "uint8")))
     upper = index < splat(0, "int8", _BYTES)
     found = [_byte_plane(planes, plane * ENTRIES, index, upper) for plane in range(4)]
