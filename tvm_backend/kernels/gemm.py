@@ -250,8 +250,7 @@ def emit_stores(kernel: Kernel, products: Products, row0: Expr) -> None:
     together = max(1, (STACK - 1) // (4 * isa.panel))
     for first in range(0, len(products.sums), together):
         count = min(together, len(products.sums) - first)
-        vector = typed("int32", isa.lanes)
-        sums = T.alloc_buffer((count * isa.vectors,), vector, scope="global")
+        sums = T.alloc_buffer((count * isa.vectors,), typed("int32", isa.lanes), scope="global")
         for r in range(count):
             for j in range(isa.vectors):
                 T.buffer_store(sums, products.sums[first + r][j, lane], [r * isa.vectors + j])

@@ -106,10 +106,15 @@ def wide_order(lanes: int) -> list[int]:
     return [*range(0, lanes, 2), *range(1, lanes, 2)]
 
 
-def wide_elements(buffer: Buffer, start: Expr | int, lanes: int) -> Wide:
-    """Neighbouring elements of an int64 buffer, in the order of `widen`."""
+def wide_elements(
+    buffer: Buffer, start: Expr | int, lanes: int, *, ordered: bool = False
+) -> Wide:
+    """Neighbouring elements of an int64 buffer, in the order of `widen`, or of one whose vectors
+    are `ordered` so."""
     if lanes == 1:
         return Wide((buffer[start],))
+    if ordered:
+        return Wide(tuple(buffer[span(start + i, lanes // 2)] for i in (0, lanes // 2)))
     value, order = keep(buffer[span(start, lanes)]), wide_order(lanes)
     halves = (order[: lanes // 2], order[lanes // 2 :])
     return Wide(tuple(T.Shuffle([value], half) for half in halves))

@@ -21,6 +21,7 @@ from iqvit.tvm_backend.kernels.integers import (
     madd,
     upper_halves,
     wide_elements,
+    wide_order,
     widen,
 )
 from iqvit.tvm_backend.kernels.isa import Isa
@@ -63,11 +64,12 @@ def row_linear(graph: IntGraph, group: Group, isa: Isa) -> Call | None:
         Extra("scalars", (2,), "int64"),
         *(e for i, s in enumerate(stages) for e in s.extras(m, n, f"stage{i}_")),
     )
-    epilogue = _rescale(form, stages, narrowed, isa, out.dtype)
+    epilogue = _rescale(form, stages, narrowed, isa, out.dtype, whole=n % isa.panel == 0)
     if form.halved:
         mult = mult | mult << 16
-    if narrowed is not None:
+    if n % isa.panel == 0:
         mult, constants[0] = (in_column_order(v, order, isa) for v in (mult, constants[0]))
+        constants[0] = constants[0].reshape(-1, isa.lanes)[:, wide_order(isa.lanes)].reshape(-1)
     fixed = (packed.weight, packed.bias, As(node.inputs[1], (m,)), mult, *constants)
     return Call(
         "_".join(["row_gemm", *(stage.op.NAME for stage in stages)]),
@@ -134,9 +136,18 @@ def form_of(op: RowLinear, types: list[IntType]) -> tuple[Form | None, list[np.n
 
 
 def _rescale(
-    form: Form, stages: list[Stage], narrowed: tuple[int, int] | None, isa: Isa, dtype: str
+    form: Form,
+    stages: list[Stage],
+    narrowed: tuple[int, int] | None,
+    isa: Isa,
+    dtype: str,
+    *,
+    whole: bool,
 ) -> Epilogue:
-    """The epilogue: the row's and the column's factors, the bias, then the followers."""
+    """The epilogue: the row's and the column's factors, the bias, then the followers.
+
+    whole: whether all panels are, and the columns' constants in the order of `wide_order`.
+    """
     if narrowed is not None:  # the packs saturate
         lo, hi = LIMITS["int32"]
         stages = [replace(stage, lo=lo, hi=hi) if stage is stages[-1] else stage for stage in stages]
@@ -151,7 +162,8 @@ def _rescale(
             factor = keep(_factor(form, mult[span(at, lanes)], peak[m], isa))
             up = splat(T.Cast("int32", scalars[0]), "int32", lanes)
             raised = keep(value << up if form.raised else value)
-            sums = widen(raised) * widen(factor) + wide_elements(constant, at, lanes)
+            sums = widen(raised) * widen(factor)
+            sums = sums + wide_elements(constant, at, lanes, ordered=whole)
             results.append(keep(_shifted(form, sums, scalars[1])))
         results = emit_stages(stages, results, m, n, extras[4:], isa)
         if narrowed is not None:
