@@ -35,7 +35,7 @@ from iqvit.tvm_backend.fuse import Group
 from iqvit.tvm_backend.kernels.call import As
 from iqvit.tvm_backend.kernels.conv import channels_last
 from iqvit.tvm_backend.kernels.conv_kernel import STAGE_BYTES, Window, block_of, task_of
-from iqvit.tvm_backend.kernels.gemm import PANEL_BYTES
+from iqvit.tvm_backend.kernels.gemm_form import PANEL_BYTES
 from iqvit.tvm_backend.kernels.isa import AVX2, AVX512_VNNI
 from iqvit.tvm_backend.plan import plain_nodes, plan
 from iqvit.tvm_backend.runtime import load

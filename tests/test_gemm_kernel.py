@@ -7,7 +7,8 @@ from tvm.tirx.script import builder as T
 
 from iqvit.errors import GraphError
 from iqvit.tvm_backend.check import assert_no_float
-from iqvit.tvm_backend.kernels.gemm import Extra, Gemm, gemm_kernel
+from iqvit.tvm_backend.kernels.gemm import gemm_kernel
+from iqvit.tvm_backend.kernels.gemm_form import Extra, Gemm
 from iqvit.tvm_backend.kernels.isa import ARM_I8MM, AVX2, AVX512_VNNI, AVX_VNNI, ISAS
 from iqvit.tvm_backend.kernels.packing import column_order, fold_bias, pack_weights
 from iqvit.tvm_backend.kernels.portable import portable_gemm_kernel
@@ -165,7 +166,7 @@ def test_nothing_is_written_beyond_the_output():
 
 def test_more_stretches_than_one(monkeypatch):
     needs("x86-vnni")
-    monkeypatch.setattr("iqvit.tvm_backend.kernels.gemm.PANEL_BYTES", 2 * 64 * 64)
+    monkeypatch.setattr("iqvit.tvm_backend.kernels.gemm_form.PANEL_BYTES", 2 * 64 * 64)
     gemm = make((9, 64, 64 * 5), "int8", REQUANTS[0])
     data = operands(gemm)
     assert np.array_equal(run_packed(gemm, AVX512_VNNI, data), reference(gemm, *data))

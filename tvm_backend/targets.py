@@ -73,9 +73,7 @@ def _arm(name: str, isa: Isa, attributes: tuple[str, ...], features: tuple[str, 
     return Target(name, llvm, isa, ("asimd", *features), "aarch64")
 
 
-def _avx512(
-    name: str, isa: Isa, attributes: tuple[str, ...], features: tuple[str, ...]
-) -> Target:
+def _avx512(name: str, isa: Isa, attributes: tuple[str, ...], features: tuple[str, ...]) -> Target:
     # -prefer-256-bit: LLVM's tuning avoids 512-bit vectors for the sake of sparse use of them in
     # float code; here everything is vectors, and look-ups and packs gain from the full width.
     mattr = (*(f"+{attribute}" for attribute in attributes), "-prefer-256-bit")

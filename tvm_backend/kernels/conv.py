@@ -20,7 +20,7 @@ from iqvit.tvm_backend.kernels.conv_kernel import (
     conv_kernel,
     window_weights,
 )
-from iqvit.tvm_backend.kernels.gemm import Gemm
+from iqvit.tvm_backend.kernels.gemm_form import Gemm
 from iqvit.tvm_backend.kernels.images import avg_pool, max_pool, upsample_nearest
 from iqvit.tvm_backend.kernels.isa import Isa
 from iqvit.tvm_backend.kernels.linear import followers_of

@@ -13,16 +13,16 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from iqvit.tvm_backend.kernels.balance import parts_of, slowness
-from iqvit.tvm_backend.kernels.gemm import (
+from iqvit.tvm_backend.kernels.gemm_form import (
     PANEL_BYTES,
     Epilogue,
     Extra,
     Gemm,
     Kernel,
-    emit_stores,
-    operand,
     scalars_arg,
 )
+from iqvit.tvm_backend.kernels.gemm_operands import operand
+from iqvit.tvm_backend.kernels.gemm_stores import emit_stores
 from iqvit.tvm_backend.kernels.integers import keep
 from iqvit.tvm_backend.kernels.isa import Isa
 from iqvit.tvm_backend.kernels.products import Products

@@ -106,9 +106,7 @@ def wide_order(lanes: int) -> list[int]:
     return [*range(0, lanes, 2), *range(1, lanes, 2)]
 
 
-def wide_elements(
-    buffer: Buffer, start: Expr | int, lanes: int, *, ordered: bool = False
-) -> Wide:
+def wide_elements(buffer: Buffer, start: Expr | int, lanes: int, *, ordered: bool = False) -> Wide:
     """Neighbouring elements of an int64 buffer, in the order of `widen`, or of one whose vectors
     are `ordered` so."""
     if lanes == 1:

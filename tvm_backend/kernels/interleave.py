@@ -4,7 +4,8 @@ A result of a GEMM's epilogue is a chain of some fifty vector instructions that 
 One chain after the other, the next one lies beyond what an out-of-order CPU looks ahead.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import zip_longest
 from typing import Any
 
@@ -12,17 +13,42 @@ from tvm import tirx
 from tvm.ir.expr import TensorLoad
 from tvm_ffi import structural_map, structural_walk
 
-from iqvit.tvm_backend.kernels.script import PrimFunc
+from iqvit.tvm_backend.kernels.script import PrimFunc, T
 
 MARK = "iqvit.interleave"
 """The annotation of loops whose body stores several independent results."""
+WEAVE = "iqvit.weave"
+"""The annotation of a loop of one turn around two threads."""
+
+
+@contextmanager
+def woven() -> Iterator[Callable[[], Any]]:
+    """Two threads, each `with thread():` of what is given, whose statements `interleave` puts in
+    turns, in proportion to how many they are; neither reads what the other one stores."""
+    with T.serial(1, annotations={WEAVE: True}):
+        yield lambda: T.serial(1)
 
 
 def interleave(function: PrimFunc) -> PrimFunc:
     """The function with the statements of marked loops' bodies in turns, where they do not depend
-    on each other."""
+    on each other, and those of two threads (`woven`)."""
     made: Any = function  # its annotations leave out that it has a body
-    return made.with_body(structural_map(made.body, (tirx.For, _taken_in_turns)))
+    return made.with_body(structural_map(made.body, (tirx.For, _rewritten)))
+
+
+def _rewritten(loop: Any) -> Any:
+    return _one_thread(loop) if WEAVE in loop.annotations else _taken_in_turns(loop)
+
+
+def _one_thread(loop: Any) -> Any:
+    first, second = (list(thread.body.seq) for thread in loop.body.seq)
+    places = [
+        (i / len(thread), t, s)
+        for t, thread in enumerate((first, second))
+        for i, s in enumerate(thread)
+    ]
+    places.sort(key=lambda place: place[:2])
+    return tirx.SeqStmt([statement for _, _, statement in places])
 
 
 def _taken_in_turns(loop: Any) -> Any:

@@ -61,6 +61,9 @@ class Isa:
     """Whether `dot` only multiplies 8-bit lanes to 16-bit ones, which are then added up."""
     byte_tables: bool = False
     """Whether a permutation picks from 128 bytes, so that tables are looked up by bytes."""
+    woven: int = 0
+    """Rows of a block of a GEMM whose products are computed among the results of the block before;
+    0: one after the other."""
     matrix: str = ""
     """LLVM name of the instruction that multiplies two rows of activations, `k_group` of each, with
     two columns of weights into the 2 x 2 lanes of an accumulator; "" where there is none."""
@@ -125,8 +128,9 @@ AVX512_VNNI = Isa(
     macs_per_cycle=128,
 )
 
-# Ice Lake and Zen 4 on: bytes are permuted as well.
-AVX512_VBMI = replace(AVX512_VNNI, name="avx512-vbmi", byte_tables=True)
+# Ice Lake and Zen 4 on: bytes are permuted as well. Registers are left for the results with which
+# products are woven.
+AVX512_VBMI = replace(AVX512_VNNI, name="avx512-vbmi", byte_tables=True, woven=5)
 
 # 16 registers: 12 accumulators, 2 weight vectors, one broadcast. LLVM has one intrinsic for the
 # 256-bit instruction and picks the VEX (AVX-VNNI) or EVEX (AVX-512 VL) encoding by the target.

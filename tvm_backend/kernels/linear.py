@@ -10,7 +10,8 @@ from iqvit.inttype import IntType
 from iqvit.ops.linear import Linear
 from iqvit.tvm_backend.fuse import Group
 from iqvit.tvm_backend.kernels.call import As, Call
-from iqvit.tvm_backend.kernels.gemm import Gemm, gemm_kernel
+from iqvit.tvm_backend.kernels.gemm import gemm_kernel
+from iqvit.tvm_backend.kernels.gemm_form import Gemm
 from iqvit.tvm_backend.kernels.isa import Isa
 from iqvit.tvm_backend.kernels.packing import pack_weights
 from iqvit.tvm_backend.kernels.portable import portable_gemm_kernel
@@ -72,9 +73,7 @@ def linear(graph: IntGraph, group: Group, isa: Isa) -> Call | None:
     )
 
 
-def followers_of(
-    graph: IntGraph, group: Group, isa: Isa
-) -> tuple[list[Stage], list[Value]] | None:
+def followers_of(graph: IntGraph, group: Group, isa: Isa) -> tuple[list[Stage], list[Value]] | None:
     """The followers as stages of an epilogue and their operands; None where one does not fit."""
     stages: list[Stage] = []
     values: list[Value] = []

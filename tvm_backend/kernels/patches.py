@@ -9,7 +9,8 @@ from iqvit.ops.conv2d import Conv2d
 from iqvit.tvm_backend.fuse import Group
 from iqvit.tvm_backend.kernels.call import As, Call
 from iqvit.tvm_backend.kernels.copies import patches_kernel
-from iqvit.tvm_backend.kernels.gemm import Gemm, gemm_kernel
+from iqvit.tvm_backend.kernels.gemm import gemm_kernel
+from iqvit.tvm_backend.kernels.gemm_form import Gemm
 from iqvit.tvm_backend.kernels.isa import Isa
 from iqvit.tvm_backend.kernels.packing import pack_weights
 from iqvit.tvm_backend.kernels.requant import Requant, form_of, scalars_of

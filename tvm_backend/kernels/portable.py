@@ -1,6 +1,6 @@
 """The int8 GEMM in plain loops, for any CPU: the same operands and bits, unpacked weights."""
 
-from iqvit.tvm_backend.kernels.gemm import Epilogue, Extra, Gemm
+from iqvit.tvm_backend.kernels.gemm_form import Epilogue, Extra, Gemm
 from iqvit.tvm_backend.kernels.requant import exact_int64
 from iqvit.tvm_backend.kernels.script import IRBuilder, PrimFunc, T
 from iqvit.tvm_backend.kernels.vector import function_attributes

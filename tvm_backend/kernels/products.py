@@ -41,15 +41,19 @@ class Products:
 
     def add(self, first: Expr | int, groups: int, read: Read) -> None:
         """Add the products of `groups` groups of K, from the weights' group `first` on."""
-        emit = self._pairs if self.isa.tile == 2 else self._rows
         unroll = self.isa.unroll
         whole, odd = divmod(groups, unroll)
         if whole:
             with T.serial(whole) as step:
                 for u in range(unroll):
-                    emit(first, step * unroll + u, read)
+                    self._group(first, step * unroll + u, read)
         for u in range(odd):
-            emit(first, T.int32(whole * unroll + u), read)
+            self._group(first, T.int32(whole * unroll + u), read)
+
+    def add_unrolled(self, first: Expr | int, groups: int, read: Read) -> None:
+        """The same without a loop."""
+        for u in range(groups):
+            self._group(first, T.int32(u), read)
 
     def finish(self) -> None:
         """Put the sums of every row in the order of its columns."""
@@ -62,6 +66,12 @@ class Products:
                 left, right = T.Bind(upper[j, lane]), T.Bind(lower[j, lane])
                 T.buffer_store(upper, T.Shuffle([left, right], [0, 1, 4, 5]), [j, lane])
                 T.buffer_store(lower, T.Shuffle([left, right], [2, 3, 6, 7]), [j, lane])
+
+    def _group(self, first: Expr | int, k: Expr, read: Read) -> None:
+        if self.isa.tile == 2:
+            self._pairs(first, k, read)
+        else:
+            self._rows(first, k, read)
 
     def _rows(self, first: Expr | int, k: Expr, read: Read) -> None:
         isa = self.isa

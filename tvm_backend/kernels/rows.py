@@ -11,7 +11,8 @@ from iqvit.ops.row_linear import FRACTION as BIAS_FRACTION
 from iqvit.ops.row_linear import RowLinear
 from iqvit.tvm_backend.fuse import Group
 from iqvit.tvm_backend.kernels.call import As, Call
-from iqvit.tvm_backend.kernels.gemm import Epilogue, Extra, Gemm, gemm_kernel
+from iqvit.tvm_backend.kernels.gemm import gemm_kernel
+from iqvit.tvm_backend.kernels.gemm_form import Epilogue, Extra, Gemm
 from iqvit.tvm_backend.kernels.integers import (
     Wide,
     as_type,
@@ -150,7 +151,9 @@ def _rescale(
     """
     if narrowed is not None:  # the packs saturate
         lo, hi = LIMITS["int32"]
-        stages = [replace(stage, lo=lo, hi=hi) if stage is stages[-1] else stage for stage in stages]
+        stages = [
+            replace(stage, lo=lo, hi=hi) if stage is stages[-1] else stage for stage in stages
+        ]
         form = form if stages else replace(form, lo=lo, hi=hi)
 
     def epilogue(values: list[Expr], m: Expr, n: Expr, extras: tuple[Buffer, ...]) -> list[Expr]:

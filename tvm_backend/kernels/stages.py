@@ -17,7 +17,7 @@ from iqvit.ops.multiply import Multiply
 from iqvit.ops.rectified import Rectified
 from iqvit.ops.requantise import Requantise
 from iqvit.tvm_backend.kernels.call import As
-from iqvit.tvm_backend.kernels.gemm import Epilogue, Extra
+from iqvit.tvm_backend.kernels.gemm_form import Epilogue, Extra
 from iqvit.tvm_backend.kernels.integers import (
     Wide,
     as_int32,
@@ -437,9 +437,7 @@ def emit_stages(
 def follow(stages: list[Stage], isa: Isa, dtype: str) -> Epilogue:
     """The GEMM epilogue that applies the stages one after the other and stores `dtype`."""
 
-    def epilogue(
-        values: list[Expr], m: Expr, n: Expr, extras: tuple[Buffer, ...]
-    ) -> list[Expr]:
+    def epilogue(values: list[Expr], m: Expr, n: Expr, extras: tuple[Buffer, ...]) -> list[Expr]:
         parts = [as_int32(part) for value in values for part in parts_of(value, isa.lanes)]
         results = emit_stages(stages, parts, m, n, extras, isa)
         results = [keep(as_type(result, dtype)) for result in results]

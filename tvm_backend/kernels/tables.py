@@ -68,8 +68,8 @@ def entries_of_bytes(planes: Buffer, values: list[Expr], step: Expr, isa: Isa) -
     `planes_of` made of the table; 0 for an index beyond it.
 
     A byte of 64 entries takes two permutations and a blend: 6 instructions for 16 entries, where
-    permutations of int32 take 20. Packing saturates indices to the last entry, which is 0, and 2**15
-    to the value before it, which is beyond the table, too, or has an index that it shares.
+    permutations of int32 take 20. Packing saturates indices to the last entry, which is 0, and
+    2**15 to the value before it, which is beyond the table, too, or shares its index.
     """
     shift = splat(T.Cast("int16", step), "int16", _BYTES // 2)
     low, high = (keep(pack(isa, *values[i : i + 2], "int16") >> shift) for i in (0, 2))
