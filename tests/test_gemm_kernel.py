@@ -9,7 +9,7 @@ from iqvit.errors import GraphError
 from iqvit.tvm_backend.check import assert_no_float
 from iqvit.tvm_backend.kernels.gemm import gemm_kernel
 from iqvit.tvm_backend.kernels.gemm_form import Extra, Gemm
-from iqvit.tvm_backend.kernels.isa import ARM_I8MM, AVX2, AVX512_VNNI, AVX_VNNI, ISAS
+from iqvit.tvm_backend.kernels.isa import ARM_I8MM, AVX2, AVX512_VBMI, AVX512_VNNI, AVX_VNNI, ISAS
 from iqvit.tvm_backend.kernels.packing import column_order, fold_bias, pack_weights
 from iqvit.tvm_backend.kernels.portable import portable_gemm_kernel
 from iqvit.tvm_backend.kernels.requant import Requant, fits_high_half
@@ -17,9 +17,14 @@ from iqvit.tvm_backend.kernels.vector import clamp, lanes_of, limits, pieces, sp
 from iqvit.tvm_backend.targets import TARGETS, missing_features
 
 # AVX-VNNI's 256-bit dot product runs in its EVEX form on CPUs that have AVX-512 VNNI.
-BUILT_FOR = {"avx512-vnni": "x86-vnni", "avx-vnni": "x86-vnni", "avx2": "x86-avx2"}
+BUILT_FOR = {
+    "avx512-vbmi": "x86-vbmi",
+    "avx512-vnni": "x86-vnni",
+    "avx-vnni": "x86-vnni",
+    "avx2": "x86-avx2",
+}
 X86 = [ISAS[name] for name in BUILT_FOR]
-SHAPES = [(1, 5, 3), (6, 64, 64), (13, 37, 100), (20, 67, 130), (5, 130, 16)]
+SHAPES = [(1, 5, 3), (6, 64, 64), (13, 37, 100), (20, 67, 130), (5, 130, 16), (4, 24, 128)]
 REQUANTS = [
     Requant(40, 3, "int8", -128, 127),
     Requant(41, -5, "int8", -100, 90),
@@ -129,7 +134,7 @@ def test_portable_loops_give_the_integers_of_the_rule(x_dtype, requant):
     assert np.array_equal(result, reference(gemm, *data))
 
 
-@pytest.mark.parametrize("isa", [AVX512_VNNI, AVX2], ids=lambda isa: isa.name)
+@pytest.mark.parametrize("isa", [AVX512_VBMI, AVX512_VNNI, AVX2], ids=lambda isa: isa.name)
 def test_epilogue_adds_a_residual_and_changes_the_type(isa):
     needs(BUILT_FOR[isa.name])
     requant = Requant(38, 0, "int16", -32768, 32767)
@@ -137,10 +142,12 @@ def test_epilogue_adds_a_residual_and_changes_the_type(isa):
     data = operands(gemm)
     residual = np.random.default_rng(1).integers(-(2**20), 2**20, (8, 75)).astype(np.int32)
 
-    def add(value, m, n, extras):
-        lanes = lanes_of(value)
-        wide = T.Cast(typed("int32", lanes), value)
-        return clamp(wide + extras[0][m, span(n, lanes)], -(2**19), 2**19)
+    def add(values, m, n, extras):
+        lanes = lanes_of(values[0])
+        wide = [T.Cast(typed("int32", lanes), value) for value in values]
+        places = (span(n + i * lanes, lanes) for i in range(len(values)))
+        sums = (value + extras[0][m, at] for value, at in zip(wide, places, strict=True))
+        return [clamp(value, -(2**19), 2**19) for value in sums]
 
     extras = (Extra("residual", (8, 75), "int32"),)
     result = run_packed(gemm, isa, data, extras, add, (residual,))
@@ -164,12 +171,14 @@ def test_nothing_is_written_beyond_the_output():
     assert (room.numpy()[1:] == 77).all()
 
 
-def test_more_stretches_than_one(monkeypatch):
-    needs("x86-vnni")
+@pytest.mark.parametrize("isa", [AVX512_VBMI, AVX512_VNNI], ids=lambda isa: isa.name)
+@pytest.mark.parametrize("k", [64, 65, 512])
+def test_more_stretches_than_one(isa, k, monkeypatch):
+    needs(BUILT_FOR[isa.name])
     monkeypatch.setattr("iqvit.tvm_backend.kernels.gemm_form.PANEL_BYTES", 2 * 64 * 64)
-    gemm = make((9, 64, 64 * 5), "int8", REQUANTS[0])
+    gemm = make((9, k, 64 * 6), "int8", REQUANTS[0])
     data = operands(gemm)
-    assert np.array_equal(run_packed(gemm, AVX512_VNNI, data), reference(gemm, *data))
+    assert np.array_equal(run_packed(gemm, isa, data), reference(gemm, *data))
 
 
 def test_avx_vnni_compiles_to_its_own_encoding():

@@ -34,7 +34,7 @@ from iqvit.tvm_backend.pipeline import build
 from iqvit.tvm_backend.plan import FAST, Step
 from iqvit.tvm_backend.targets import TARGETS, missing_features
 
-SIMD = ("x86-vnni", "x86-avx2")
+SIMD = ("x86-vbmi", "x86-vnni", "x86-avx2")
 
 
 def needs(target):

@@ -22,7 +22,7 @@ from iqvit.tvm_backend.pipeline import build
 from iqvit.tvm_backend.plan import plan
 from iqvit.tvm_backend.targets import TARGETS, missing_features
 
-SIMD = ("x86-vnni", "x86-avx2")
+SIMD = ("x86-vbmi", "x86-vnni", "x86-avx2")
 SIDES = {"both sides": (0, 0), "one side": (1, -90)}
 
 

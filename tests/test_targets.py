@@ -9,6 +9,7 @@ from iqvit.tvm_backend.kernels.isa import (
     ARM_I8MM,
     ARM_NEON,
     AVX2,
+    AVX512_VBMI,
     AVX512_VNNI,
     AVX_VNNI,
 )
@@ -21,6 +22,7 @@ V3 = TARGETS["x86-avx2"].features
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [
+        (TARGETS["x86-vbmi"].features, "x86-vbmi"),
         (TARGETS["x86-vnni"].features, "x86-vnni"),
         (TARGETS["x86-avxvnni"].features, "x86-avxvnni"),
         (V3, "x86-avx2"),
@@ -63,14 +65,16 @@ def test_host_of_an_arm_board(features, expected, tmp_path, monkeypatch):
 
 
 def test_every_name_resolves_and_targets_are_what_tvm_takes():
-    x86, arm = [AVX512_VNNI, AVX_VNNI, AVX2], [ARM_I8MM, ARM_DOTPROD, ARM_NEON]
+    x86, arm = [AVX512_VBMI, AVX512_VNNI, AVX_VNNI, AVX2], [ARM_I8MM, ARM_DOTPROD, ARM_NEON]
     assert [TARGETS[name].isa for name in names()[1:]] == [*x86, *arm, None]
     for name in names():
         assert resolve(name).tvm_target().kind.name == "llvm"
 
 
 def test_an_unknown_target_is_told_with_the_list():
-    with pytest.raises(TargetError, match=r"unknown target 'x86-sse'.*host, x86-vnni, .*portable"):
+    with pytest.raises(
+        TargetError, match=r"unknown target 'x86-sse'.*host, x86-vbmi, x86-vnni, .*portable"
+    ):
         resolve("x86-sse")
 
 
@@ -78,7 +82,7 @@ def test_missing_features_are_named_in_order():
     assert missing_features(["avx", "amx_int8", "avx2"], {"avx"}) == ["amx_int8", "avx2"]
 
 
-@pytest.mark.parametrize("name", ["x86-vnni", "x86-avx2"])
+@pytest.mark.parametrize("name", ["x86-vbmi", "x86-vnni", "x86-avx2"])
 def test_peak_is_measured(name):
     target = TARGETS[name]
     missing = missing_features(target.features)

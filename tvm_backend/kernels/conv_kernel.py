@@ -22,7 +22,7 @@ from iqvit.tvm_backend.kernels.gemm_form import (
     scalars_arg,
 )
 from iqvit.tvm_backend.kernels.gemm_operands import operand
-from iqvit.tvm_backend.kernels.gemm_stores import emit_stores
+from iqvit.tvm_backend.kernels.gemm_stores import Stash, emit_stores
 from iqvit.tvm_backend.kernels.integers import keep
 from iqvit.tvm_backend.kernels.isa import Isa
 from iqvit.tvm_backend.kernels.products import Products
@@ -216,6 +216,7 @@ def _emit_tasks(conv: _Convolution) -> None:
     rows, stretch = task_of(window, kernel.isa, kernel.gemm.n)
     tasks = -(-height // rows)
     with T.parallel(tasks * -(-kernel.panels // stretch)) as task:
+        stash = Stash.of_block(kernel, kernel.isa.rows)
         y0 = T.Bind(task % tasks * rows)
         first = T.Bind(task // tasks * stretch)
         count = T.min(stretch, kernel.panels - first)
@@ -224,7 +225,7 @@ def _emit_tasks(conv: _Convolution) -> None:
             source, top = _emit_stage(conv, rows, y0), 0
         with T.serial(count) as step, T.serial(T.min(rows, height - y0)) as row:
             line = T.Bind((top + row * window.stride[0]) * conv.line)
-            _emit_row(conv, (source, line), T.Bind(first + step), y0 + row)
+            _emit_row(conv, stash, (source, line), T.Bind(first + step), y0 + row)
 
 
 def _emit_stage(conv: _Convolution, rows: int, y0: Expr) -> Buffer:
@@ -316,7 +317,9 @@ def _in_pieces(length: int, widest: int, move: Callable[[Expr | int, int], None]
         move(whole * widest + offset, lanes)
 
 
-def _emit_row(conv: _Convolution, source: tuple[Buffer, Expr], panel: Expr, y: Expr) -> None:
+def _emit_row(
+    conv: _Convolution, stash: Stash, source: tuple[Buffer, Expr], panel: Expr, y: Expr
+) -> None:
     """A row of the output for one panel, from where its windows' first row begins."""
     window, isa = conv.window, conv.kernel.isa
     rows, width = isa.rows, window.out[1]
@@ -326,7 +329,7 @@ def _emit_row(conv: _Convolution, source: tuple[Buffer, Expr], panel: Expr, y: E
         products = conv.kernel.products(panel, rows)
         products.begin()
         _emit_window(conv, products, source[0], source[1] + start * step)
-        emit_stores(conv.kernel, products, y * width + start)
+        emit_stores(conv.kernel, stash, products, y * width + start)
 
 
 def _emit_window(conv: _Convolution, products: Products, source: Buffer, start: Expr) -> None:

@@ -10,7 +10,8 @@ from iqvit.tvm_backend.kernels.call import As, Call
 from iqvit.tvm_backend.kernels.integers import as_int32, as_type
 from iqvit.tvm_backend.kernels.isa import Isa
 from iqvit.tvm_backend.kernels.script import Expr, IRBuilder, PrimFunc, T
-from iqvit.tvm_backend.kernels.stages import Stage, Value, stage_of
+from iqvit.tvm_backend.kernels.stage_form import Stage, Value
+from iqvit.tvm_backend.kernels.stages import emit_stage, stage_of
 from iqvit.tvm_backend.kernels.vector import function_attributes, pieces, span
 
 CHUNK = 4096
@@ -66,7 +67,7 @@ def elementwise_kernel(
         out = T.arg("out", T.buffer(shape, dtypes[1]))
 
         def piece(m: Expr | int, n: Expr | int, lanes: int) -> None:
-            value = stage.emit(as_int32(x[m, span(n, lanes)]), m, n, buffers, isa)
+            value = emit_stage(stage, as_int32(x[m, span(n, lanes)]), m, n, buffers, isa)
             T.buffer_store(out, as_type(value, dtypes[1]), [m, span(n, lanes)])
 
         if rows > 1 and columns <= CHUNK:

@@ -10,7 +10,7 @@ int16 operands and rows that are no whole number of groups go through a block-si
 from iqvit.tvm_backend.kernels.balance import parts_of, slowness
 from iqvit.tvm_backend.kernels.gemm_form import Epilogue, Extra, Gemm, Kernel, scalars_arg
 from iqvit.tvm_backend.kernels.gemm_operands import emit_copy, scratch_of
-from iqvit.tvm_backend.kernels.gemm_stores import emit_stores
+from iqvit.tvm_backend.kernels.gemm_stores import Stash, emit_stores
 from iqvit.tvm_backend.kernels.gemm_woven import emit_woven_tasks, weaves
 from iqvit.tvm_backend.kernels.interleave import interleave
 from iqvit.tvm_backend.kernels.isa import Isa
@@ -65,10 +65,11 @@ def _emit_tasks(kernel: Kernel) -> None:
     stretch = stretch_of(kernel, blocks)
     stretches = -(-kernel.panels // stretch)
     with T.parallel(blocks * stretches) as task:
+        stash = Stash.of_block(kernel, rows)
         row0 = T.Bind(task % blocks * rows)
         first = T.Bind(task // blocks * stretch)
         count = stretch if kernel.panels % stretch == 0 else T.min(stretch, kernel.panels - first)
-        _emit_block(kernel, rows, row0, first, count)
+        _emit_block(kernel, stash, rows, row0, (first, count))
 
 
 def stretch_of(kernel: Kernel, blocks: int) -> int:
@@ -82,7 +83,10 @@ def stretch_of(kernel: Kernel, blocks: int) -> int:
     return min(range(kernel.longest_stretch, 0, -1), key=cost)
 
 
-def _emit_block(kernel: Kernel, rows: int, row0: Expr, first: Expr, count: Expr | int) -> None:
+def _emit_block(
+    kernel: Kernel, stash: Stash, rows: int, row0: Expr, panels: tuple[Expr, Expr | int]
+) -> None:
+    first, count = panels
     # Rows past the last one repeat it; their results are not stored.
     places = [T.Bind(T.min(row0 + r, kernel.gemm.m - 1)) for r in range(rows)]
     source = kernel.x
@@ -95,4 +99,4 @@ def _emit_block(kernel: Kernel, rows: int, row0: Expr, first: Expr, count: Expr 
         products = kernel.products(panel, rows)
         products.begin()
         products.add(0, kernel.groups, lambda r, k: source[places[r], span(k * group, group)])
-        emit_stores(kernel, products, row0)
+        emit_stores(kernel, stash, products, row0)

@@ -9,27 +9,38 @@ from iqvit.tvm_backend.kernels.isa import Isa
 from iqvit.tvm_backend.kernels.products import Products
 from iqvit.tvm_backend.kernels.requant import exact_int64, fits_high_half, high_half, narrow
 from iqvit.tvm_backend.kernels.script import Buffer, Expr, T
-from iqvit.tvm_backend.kernels.vector import STACK, lanes_of, pieces, span, typed
+from iqvit.tvm_backend.kernels.vector import STACK, lanes_of, pieces, span, splat, typed
 
 
 @dataclass(frozen=True)
 class Stash:
     """The sums of some rows on the stack, from where code for one row reads them.
 
-    Elements that are vectors make LLVM align the stack, and with it what it spills.
+    Elements that are vectors make LLVM align the stack, and with it what it spills. TVM lets such a
+    buffer take the memory of one that is done with, and then trips over it; this one is made, and
+    written to, before all others of a task.
     """
 
+    rows: int
     parts: tuple[Buffer, ...]
     """`[rows, vectors]` each, as many vectors of a row as TVM leaves on the stack."""
 
     @staticmethod
     def of(kernel: Kernel, rows: int) -> "Stash":
-        """A place for that many rows."""
+        """A place for that many rows; the first statements of a task."""
         isa = kernel.isa
         most = max(1, min(isa.vectors, (STACK - 1) // (4 * isa.lanes * rows)))
         shapes = [(rows, count) for count in parts_of(isa.vectors, most)]
         vector = typed("int32", isa.lanes)
-        return Stash(tuple(T.alloc_buffer(shape, vector, scope="global") for shape in shapes))
+        parts = tuple(T.alloc_buffer(shape, vector, scope="global") for shape in shapes)
+        for part in parts:
+            T.buffer_store(part, splat(0, "int32", isa.lanes), [0, 0])
+        return Stash(rows, parts)
+
+    @staticmethod
+    def of_block(kernel: Kernel, rows: int) -> "Stash":
+        """A place for what `emit_stores` takes at a time of a block of that many rows."""
+        return Stash.of(kernel, min(rows, max(1, (STACK - 1) // (4 * kernel.isa.panel))))
 
     def _place(self, j: int) -> tuple[Buffer, int]:
         most = int(self.parts[0].shape[1])
@@ -48,18 +59,15 @@ class Stash:
         return [buffer[row, at] for buffer, at in places]
 
 
-def emit_stores(kernel: Kernel, products: Products, row0: Expr) -> None:
+def emit_stores(kernel: Kernel, stash: Stash, products: Products, row0: Expr) -> None:
     """Requantise a block's sums and store them from row `row0` of the output on.
 
-    Rows past the last one are left out. Row by row, in code for one row.
+    Rows past the last one are left out. Row by row, in code for one row. stash: `Stash.of_block`.
     """
-    isa = kernel.isa
     products.finish()
-    together = max(1, (STACK - 1) // (4 * isa.panel))
-    for first in range(0, len(products.sums), together):
-        rows = products.sums[first : first + together]
-        stash = Stash.of(kernel, len(rows))
-        stash.save(rows, isa)
+    for first in range(0, len(products.sums), stash.rows):
+        rows = products.sums[first : first + stash.rows]
+        stash.save(rows, kernel.isa)
         _emit_rows(kernel, stash, len(rows), products.panel, row0 + first)
 
 

@@ -42,10 +42,10 @@ def emit_woven_tasks(kernel: Kernel) -> None:
     blocks = -(-kernel.gemm.m // rows) * kernel.panels
     tasks = min(blocks, max(TASKS, blocks // TASK_BLOCKS // TASKS * TASKS))
     with T.parallel(tasks) as task:
+        stash = Stash.of(kernel, rows)
         begin, end = (T.Bind((task + i) * blocks // tasks) for i in (0, 1))
         at = _Position.of(kernel, rows, stretch, begin)
         scratch = scratch_of(kernel, rows) if kernel.copies else None
-        stash = Stash.of(kernel, rows)
         row0, panel = at.read()
         products = kernel.products(panel, rows)
         products.begin()

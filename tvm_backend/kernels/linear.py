@@ -16,7 +16,8 @@ from iqvit.tvm_backend.kernels.isa import Isa
 from iqvit.tvm_backend.kernels.packing import pack_weights
 from iqvit.tvm_backend.kernels.portable import portable_gemm_kernel
 from iqvit.tvm_backend.kernels.requant import Requant, form_of, scalars_of
-from iqvit.tvm_backend.kernels.stages import Stage, Value, follow, stage_of
+from iqvit.tvm_backend.kernels.stage_form import Stage, Value
+from iqvit.tvm_backend.kernels.stages import follow, stage_of
 
 
 def requant_of(op: Linear) -> Requant:

@@ -30,7 +30,8 @@ from iqvit.tvm_backend.kernels.linear import followers_of
 from iqvit.tvm_backend.kernels.packing import in_column_order, pack_weights
 from iqvit.tvm_backend.kernels.requant import narrow
 from iqvit.tvm_backend.kernels.script import Buffer, Expr, T
-from iqvit.tvm_backend.kernels.stages import Stage, emit_stages
+from iqvit.tvm_backend.kernels.stage_form import Stage
+from iqvit.tvm_backend.kernels.stages import emit_stages
 from iqvit.tvm_backend.kernels.vector import HALVES, clamp, lanes_of, span, splat
 
 

@@ -2,7 +2,6 @@
 own computes, and what follows a matrix product in its epilogue."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -17,23 +16,19 @@ from iqvit.ops.multiply import Multiply
 from iqvit.ops.rectified import Rectified
 from iqvit.ops.requantise import Requantise
 from iqvit.tvm_backend.kernels.call import As
-from iqvit.tvm_backend.kernels.gemm_form import Epilogue, Extra
+from iqvit.tvm_backend.kernels.gemm_form import Epilogue
 from iqvit.tvm_backend.kernels.integers import (
-    Wide,
     as_int32,
     as_type,
     fits32,
     gather,
     joined,
     keep,
-    limited,
-    madd,
-    narrow,
     parts_of,
-    upper_halves,
     widen,
 )
 from iqvit.tvm_backend.kernels.isa import Isa
+from iqvit.tvm_backend.kernels.rectified import emit_rectified, emit_rectified_together
 from iqvit.tvm_backend.kernels.rectified_form import (
     Scalars,
     Types,
@@ -43,141 +38,15 @@ from iqvit.tvm_backend.kernels.rectified_form import (
     sums_up,
     value_range,
 )
-from iqvit.tvm_backend.kernels.script import Buffer, Expr, T
+from iqvit.tvm_backend.kernels.script import Buffer, Expr
+from iqvit.tvm_backend.kernels.stage_form import Operand, Place, Stage, Value
 from iqvit.tvm_backend.kernels.tables import (
     ENTRIES,
     TOGETHER,
     byte_entry,
-    entries_of_bytes,
-    entry_or_zero,
     padded,
     planes_of,
 )
-from iqvit.tvm_backend.kernels.vector import HALVES, clamp, lanes_of, span, splat
-
-Value = str | np.ndarray | As
-
-
-@dataclass(frozen=True)
-class Operand:
-    """An operand of a stage besides its running value."""
-
-    kind: str
-    """`full` (one element for each result), `channel` (one a column), `row`, `single`, or one not
-    read by position: `table`, `bytes` (a table of 8-bit entries, four in an element), `segments` (a
-    table in registers, zero beyond it), `planes` (the same by bytes), `scalars`."""
-    dtype: str
-    size: int
-
-    def read(self, buffer: Buffer, m: Expr | int, n: Expr | int, lanes: int) -> Expr:
-        """The elements that belong to row m, columns n.. as int32."""
-        if self.kind == "full":
-            return as_int32(buffer[m, span(n, lanes)])
-        if self.kind == "channel":
-            return as_int32(buffer[span(n, lanes)])
-        return splat(as_int32(buffer[m if self.kind == "row" else 0]), "int32", lanes)
-
-
-@dataclass(frozen=True)
-class Stage:
-    """What the code of one element-wise operator depends on. Its multipliers, offsets and shifts
-    are its last operand, int64, so that all nodes of a kind share a function."""
-
-    op: type[Op]
-    dtype: str
-    lo: int
-    hi: int
-    fits: bool
-    """Whether the result fits int32 before it saturates."""
-    operands: tuple[Operand, ...]
-    least: int = 0
-    """The input that a `lookup` table begins with."""
-    upper: bool = False
-    """Whether a `rectified` reads the upper halves of its products alone."""
-    raised: bool = False
-    """Whether its values are shifted to the left for that."""
-    summed: bool = False
-    """Whether its rectifier is a part of the sum that interpolates."""
-
-    def extras(self, rows: int, columns: int, prefix: str) -> tuple[Extra, ...]:
-        """The parameters for the operands."""
-        shapes = {"full": (rows, columns)}
-        return tuple(
-            Extra(f"{prefix}{i}", shapes.get(operand.kind, (operand.size,)), operand.dtype)
-            for i, operand in enumerate(self.operands)
-        )
-
-    def emit(
-        self, value: Expr, m: Expr | int, n: Expr | int, buffers: tuple[Buffer, ...], isa: Isa
-    ) -> Expr:
-        """The operator of int32 lanes `value` at row m, columns n.., as int32 in its bounds."""
-        return _EMIT[self.op](_Place(self, keep(value), m, n, buffers, isa))
-
-    @property
-    def kinds(self) -> set[str]:
-        """How its operands are read."""
-        return {operand.kind for operand in self.operands}
-
-    def emit_row(
-        self,
-        values: list[Expr],
-        m: Expr | int,
-        n: Expr | int,
-        buffers: tuple[Buffer, ...],
-        isa: Isa,
-    ) -> list[Expr]:
-        """`emit` of vectors that follow each other from column n on."""
-        places = [
-            _Place(self, keep(value), m, n + i * isa.lanes, buffers, isa)
-            for i, value in enumerate(values)
-        ]
-        if "planes" in self.kinds and [place.lanes for place in places] == [isa.lanes] * TOGETHER:
-            return _rectified_together(places)
-        return [_EMIT[self.op](place) for place in places]
-
-
-@dataclass(frozen=True)
-class _Place:
-    """A stage where it is computed: the running value, its row and columns, the operands."""
-
-    stage: Stage
-    value: Expr
-    m: Expr | int
-    n: Expr | int
-    buffers: tuple[Buffer, ...]
-    isa: Isa
-
-    @property
-    def lanes(self) -> int:
-        return lanes_of(self.value)
-
-    def read(self, i: int) -> Expr:
-        """The elements of operand `i`, as int32."""
-        return keep(self.stage.operands[i].read(self.buffers[i], self.m, self.n, self.lanes))
-
-    def scalar(self, i: int) -> Expr:
-        """An attribute as int64."""
-        return self.buffers[-1][i]
-
-    def lane(self, i: int) -> Expr:
-        """An attribute in all lanes, as int32."""
-        return self.const(T.Cast("int32", self.scalar(i)))
-
-    def const(self, value: Expr | int) -> Expr:
-        """A number in all lanes, as int32."""
-        return splat(value, "int32", self.lanes)
-
-    def factor(self, i: int) -> Wide:
-        """An attribute of 32 bits in all lanes, as int64.
-
-        All parts are alike: LLVM sees of the first that it fits 32 bits, and then multiplies so.
-        """
-        wide = widen(keep(self.lane(i)))
-        return Wide((wide.parts[0],) * len(wide.parts))
-
-    def limited(self, value: Wide) -> Expr:
-        """The saturated result."""
-        return limited(value, self.stage.lo, self.stage.hi, self.stage.fits)
 
 
 def _ends(kind: IntType, factor: int) -> tuple[int, int]:
@@ -193,7 +62,7 @@ def _add_scalars(op: Add, types: Types, place: int) -> Scalars:
     return (factors[place], factors[1 - place], constant, op.shift), (lo, hi)
 
 
-def _add(at: _Place) -> Expr:
+def _add(at: Place) -> Expr:
     acc = widen(at.value) * at.factor(0) + widen(at.read(0)) * at.factor(1) + at.scalar(2)
     return at.limited(acc >> at.scalar(3))
 
@@ -204,7 +73,7 @@ def _requantise_scalars(op: Requantise, types: Types, _: int) -> Scalars:
     return (op.multiplier, constant, op.shift), (lo, hi)
 
 
-def _requantise(at: _Place) -> Expr:
+def _requantise(at: Place) -> Expr:
     return at.limited((widen(at.value) * at.factor(0) + at.scalar(1)) >> at.scalar(2))
 
 
@@ -222,79 +91,28 @@ def _corners(op: Multiply, types: Types) -> list[int]:
     return [(x - op.zero_a) * (y - op.zero_b) for x in (a.lo, a.hi) for y in (b.lo, b.hi)]
 
 
-def _multiply(at: _Place) -> Expr:
+def _multiply(at: Place) -> Expr:
     product = keep((at.value - at.lane(0)) * (at.read(0) - at.lane(1)))
     scaled = (widen(product) * at.factor(2) + at.scalar(3)) >> at.scalar(4)
     return at.limited(scaled + at.scalar(5))
-
-
-def _rectified(at: _Place) -> Expr:
-    u = _magnitude(at)
-    index = u >> at.lane(0)
-    table = at.stage.operands[0]
-    if table.kind == "segments":
-        entry = keep(entry_or_zero(at.buffers[0], table.size, index, at.isa))
-    else:
-        entry = keep(gather(at.buffers[0], T.min(index, at.lane(1)), at.isa))
-    return _interpolated(at, u, entry)
-
-
-def _rectified_together(places: list[_Place]) -> list[Expr]:
-    first = places[0]
-    found = [_magnitude(at) for at in places]
-    entries = entries_of_bytes(first.buffers[-2], found, first.scalar(0), first.isa)
-    together = zip(places, found, entries, strict=True)
-    return [_interpolated(at, u, entry) for at, u, entry in together]
-
-
-def _magnitude(at: _Place) -> Expr:
-    return keep(T.max(at.value, at.const(0) - at.value))
-
-
-def _interpolated(at: _Place, u: Expr, entry: Expr) -> Expr:
-    """The result for values of magnitude u, whose entry of the table is given."""
-    part = u & at.lane(2)
-    positive = keep(T.max(at.value, at.const(0)))
-    if at.lanes == at.isa.lanes:
-        # (rise, left) . (part, 2**step) is both terms of the interpolation at once.
-        weighted = madd(entry, part | at.lane(3), at.lanes)
-    else:
-        rise = (entry << at.const(16)) >> at.const(16)
-        weighted = rise * part + ((entry >> at.const(16)) << at.lane(0))
-    weighted = weighted + at.lane(4)
-    if at.stage.summed:
-        factor = at.lane(5)
-        madds = at.lanes == at.isa.lanes and at.lanes > HALVES
-        product = madd(positive, factor, at.lanes) if madds else positive * factor
-        v = keep((weighted + product) >> at.lane(0))
-    else:
-        v = keep((positive << at.lane(5)) + (weighted >> at.lane(0)))
-    if at.stage.upper:
-        raised = keep(v << at.lane(6)) if at.stage.raised else v
-        high = upper_halves(widen(raised) * widen(at.read(1)))
-        return clamp((high + at.read(2)) >> at.lane(7), at.stage.lo, at.stage.hi)
-    scaled = (widen(v) * widen(at.read(1)) + at.scalar(6)) >> at.scalar(7)
-    if not at.stage.fits:
-        return at.limited(scaled + widen(at.read(2)))
-    return clamp(narrow(scaled) + at.read(2), at.stage.lo, at.stage.hi)
 
 
 def _lookup_scalars(op: Lookup, types: Types, _: int) -> Scalars:
     return (0,), (types[1].lo, types[1].hi)
 
 
-def _lookup(at: _Place) -> Expr:
+def _lookup(at: Place) -> Expr:
     if at.stage.operands[0].kind == "bytes":
         index = keep(at.value - at.const(at.stage.least))
         return byte_entry(at.buffers[0], index, at.stage.dtype, at.isa)
     return gather(at.buffers[0], at.value - at.const(at.stage.least), at.isa)
 
 
-_EMIT: dict[type[Op], Callable[[_Place], Expr]] = {
+_EMIT: dict[type[Op], Callable[[Place], Expr]] = {
     Add: _add,
     Requantise: _requantise,
     Multiply: _multiply,
-    Rectified: _rectified,
+    Rectified: emit_rectified,
     Lookup: _lookup,
 }
 _SCALARS: dict[type[Op], Callable[..., Scalars]] = {
@@ -417,6 +235,18 @@ def _covered(op: Op, types: Types) -> bool:
     return types[1].value is not None
 
 
+def emit_stage(
+    stage: Stage,
+    value: Expr,
+    m: Expr | int,
+    n: Expr | int,
+    buffers: tuple[Buffer, ...],
+    isa: Isa,
+) -> Expr:
+    """The operator of int32 lanes `value` at row m, columns n.., as int32 in its bounds."""
+    return _EMIT[stage.op](Place(stage, keep(value), m, n, buffers, isa))
+
+
 def emit_stages(
     stages: list[Stage],
     values: list[Expr],
@@ -429,8 +259,16 @@ def emit_stages(
     `extras` are the operands of all."""
     for stage in stages:
         count = len(stage.operands)
-        values = stage.emit_row(values, m, n, extras[:count], isa)
-        extras = extras[count:]
+        buffers, extras = extras[:count], extras[count:]
+        places = [
+            Place(stage, keep(value), m, n + i * isa.lanes, buffers, isa)
+            for i, value in enumerate(values)
+        ]
+        lanes = [at.lanes for at in places]
+        if "planes" in stage.kinds and lanes == [isa.lanes] * TOGETHER:
+            values = emit_rectified_together(places)
+        else:
+            values = [_EMIT[stage.op](place) for place in places]
     return values
 
 

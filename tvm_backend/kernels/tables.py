@@ -72,11 +72,12 @@ def entries_of_bytes(planes: Buffer, values: list[Expr], step: Expr, isa: Isa) -
     2**15 to the value before it, which is beyond the table, too, or shares its index.
     """
     shift = splat(T.Cast("int16", step), "int16", _BYTES // 2)
-    low, high = (keep(pack(isa, *values[i : i + 2], "int16") >> shift) for i in (0, 2))
+    pairs = zip(values[::2], values[1::2], strict=True)
+    low, high = (keep(pack(isa, a, b, "int16") >> shift) for a, b in pairs)
     index = keep(T.reinterpret("int8x64", pack(isa, low, high, "uint8")))
     upper = index < splat(0, "int8", _BYTES)
     found = [_byte_plane(planes, plane * ENTRIES, index, upper) for plane in range(4)]
-    halves = [_unpacked(*found[i : i + 2], "int8") for i in (0, 2)]
+    halves = [_unpacked(found[i], found[i + 1], "int8") for i in (0, 2)]
     words = [_unpacked(halves[0][side], halves[1][side], "int16") for side in (0, 1)]
     return [keep(T.reinterpret("int32x16", vector)) for pair in words for vector in pair]
 
