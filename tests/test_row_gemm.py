@@ -8,6 +8,7 @@ from loose import compiled, draw, needs, one_node
 from iqvit.inttype import LIMITS, IntType, QParams, constant_type
 from iqvit.ops import Rectified, RowLinear
 from iqvit.ops.base import Sample
+from iqvit.tvm_backend.kernels.rectified import planes_kind
 from iqvit.tvm_backend.kernels.tables import ENTRIES, planes_of
 
 TARGETS = pytest.mark.parametrize("target", ["x86-vbmi", "x86-vnni", "x86-avx2"])
@@ -79,11 +80,34 @@ def test_tables_that_fill_the_registers_and_scales_by_column(end, columns, targe
     compare(row_linear(9, 64, 32, "int16"), target, (op, table, *rest))
 
 
-def test_a_table_without_an_end_has_no_planes():
-    table = np.arange(1, ENTRIES + 1, dtype=np.int32)
-    assert planes_of(table) is None
-    planes = planes_of(table[:-1])
+@TARGETS
+def test_a_table_that_covers_all_16_bits(target):
+    op, table, *rest = Rectified.of("gelu", QParams.of(1e-4), QParams.of(0.01), "uint8")
+    assert table[1:-1].all()
+    assert planes_kind(op, table[:-1]) == "full_planes"
+    sample = row_linear(64, 64, 32, "int16")
+    graph, group, values = one_node(sample, (op, table, *rest))
+    needs(target)
+    run = compiled(graph, group, values, target)
+    x = np.full((64, 32), 127, np.int8) * np.where(np.arange(64) % 2, 1, -1)[:, None]
+    peak = np.full((64, 1), PEAK, np.int32) // np.arange(1, 65, dtype=np.int32)[:, None]
+    weight, bias, factors = (torch.from_numpy(t.value) for t in sample.inputs[2:])
+    x = x.astype(np.int8)
+    wide = sample.op.run(*map(torch.from_numpy, (x, peak)), weight, bias, factors)
+    assert (wide == -(2**15)).any()
+    expected = op.run(wide, *map(torch.from_numpy, (table, *rest)))
+    assert np.array_equal(run([x, peak, *[None] * 3]), expected.numpy())
+
+
+def test_planes_are_the_bytes_of_a_table():
+    planes = planes_of(np.arange(1, ENTRIES, dtype=np.int32))
     assert planes.shape == (4 * ENTRIES,)
     assert planes[255] == 0
     assert planes[254] == -1
-    assert planes[ENTRIES + 254] == 0
+    assert not planes[ENTRIES:].any()
+
+
+def test_a_full_table_that_ends_early_has_no_planes():
+    op = Rectified(6, 4, 20, "uint8", 0, 255)
+    assert planes_kind(op, np.arange(1, ENTRIES + 1)) is None
+    assert planes_kind(op, np.arange(ENTRIES, 0, -1) - 1) == "planes"

@@ -22,7 +22,8 @@ class Operand:
     kind: str
     """`full` (one element for each result), `channel` (one a column), `row`, `single`, or one not
     read by position: `table`, `bytes` (a table of 8-bit entries, four in an element), `segments` (a
-    table in registers, zero beyond it), `planes` (the same by bytes), `scalars`."""
+    table in registers, zero beyond it), `planes` (the same by bytes), `full_planes` (those of a
+    table that ends where its last entry does), `scalars`."""
     dtype: str
     size: int
 

@@ -28,7 +28,12 @@ from iqvit.tvm_backend.kernels.integers import (
     widen,
 )
 from iqvit.tvm_backend.kernels.isa import Isa
-from iqvit.tvm_backend.kernels.rectified import emit_rectified, emit_rectified_together
+from iqvit.tvm_backend.kernels.rectified import (
+    PLANES,
+    emit_rectified,
+    emit_rectified_together,
+    planes_kind,
+)
 from iqvit.tvm_backend.kernels.rectified_form import (
     Scalars,
     Types,
@@ -158,9 +163,10 @@ def stage_of(
         zero, down = np.asarray(types[3].value), scalars[-1]
         values[-1] = (zero << down) + np.int32(half_of(down))
     if by_bytes and isinstance(op, Rectified) and operands[0].kind == "segments":
-        planes = planes_of(np.asarray(values[0]))
-        if planes is not None:
-            operands.append(Operand("planes", "int8", planes.size))
+        kind = planes_kind(op, np.asarray(values[0]))
+        if kind is not None:
+            planes = planes_of(np.asarray(values[0]))
+            operands.append(Operand(kind, "int8", planes.size))
             values.append(planes)
     operands.append(Operand("scalars", "int64", len(scalars)))
     values.append(np.array(scalars, np.int64))
@@ -265,7 +271,7 @@ def emit_stages(
             for i, value in enumerate(values)
         ]
         lanes = [at.lanes for at in places]
-        if "planes" in stage.kinds and lanes == [isa.lanes] * TOGETHER:
+        if not stage.kinds.isdisjoint(PLANES) and lanes == [isa.lanes] * TOGETHER:
             values = emit_rectified_together(places)
         else:
             values = [_EMIT[stage.op](place) for place in places]

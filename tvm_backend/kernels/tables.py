@@ -53,23 +53,21 @@ def byte_entry(table: Buffer, index: Expr, dtype: str, isa: Isa) -> Expr:
     return (top >> right) & splat(0xFF, "int32", lanes)
 
 
-def planes_of(table: np.ndarray) -> np.ndarray | None:
+def planes_of(table: np.ndarray) -> np.ndarray:
     """int32 `[n]`, n <= `ENTRIES`, as int8 `[4 * ENTRIES]` for `entries_of_bytes`: the lowest bytes
-    of all entries, and so on; zeros behind the last one. None if that leaves no zero at the end."""
+    of all entries, and so on; zeros behind the last one."""
     filled = np.zeros(ENTRIES, np.int32)
     filled[: table.size] = table
-    if filled[-1] != 0:
-        return None
     return np.ascontiguousarray(filled.view(np.int8).reshape(ENTRIES, 4).T).reshape(-1)
 
 
 def entries_of_bytes(planes: Buffer, values: list[Expr], step: Expr, isa: Isa) -> list[Expr]:
     """`table[value >> step]` of `TOGETHER` vectors of int32 values in 0..2**15, from what
-    `planes_of` made of the table; 0 for an index beyond it.
+    `planes_of` made of the table: the last of `ENTRIES` for an index beyond them, and what 2**15-1
+    has for 2**15, as packing saturates.
 
     A byte of 64 entries takes two permutations and a blend: 6 instructions for 16 entries, where
-    permutations of int32 take 20. Packing saturates indices to the last entry, which is 0, and
-    2**15 to the value before it, which is beyond the table, too, or shares its index.
+    permutations of int32 take 20.
     """
     shift = splat(T.Cast("int16", step), "int16", _BYTES // 2)
     pairs = zip(values[::2], values[1::2], strict=True)
