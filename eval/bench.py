@@ -24,6 +24,7 @@ FLAGS = (
     "avx512f",
     "avx512bw",
     "avx512_vnni",
+    "avx512vbmi",
     "avx512_bf16",
     "amx_int8",
     "asimd",

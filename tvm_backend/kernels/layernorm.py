@@ -19,6 +19,7 @@ from iqvit.tvm_backend.kernels.integers import (
     square_root,
     total,
     widen,
+    uniform_products,
 )
 from iqvit.tvm_backend.kernels.isa import Isa
 from iqvit.tvm_backend.kernels.row_scale import (
@@ -253,7 +254,12 @@ def _emit_normalised(
     def piece(start: Expr | int, lanes: int) -> None:
         x = as_int32(kernel.x[row, span(start, lanes)])
         centred = keep(x * splat(count, "int32", lanes) - splat(row_sum, "int32", lanes))
-        scaled = widen(centred) * inverse + kernel.scalar("half")
+        if lanes == isa.lanes:
+            factor = splat(T.Cast("int32", inverse), "int32", lanes)
+            product = uniform_products(centred, factor)
+        else:
+            product = widen(centred) * inverse
+        scaled = product + kernel.scalar("half")
         t = narrow(scaled >> kernel.scalar("norm_shift"))
         acc = t * kernel.gain[span(start, lanes)] + kernel.bias[span(start, lanes)]
         value = clamp(acc >> splat(shift, "int32", lanes), form.lo, form.hi)
