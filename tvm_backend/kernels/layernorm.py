@@ -18,8 +18,8 @@ from iqvit.tvm_backend.kernels.integers import (
     quotient,
     square_root,
     total,
-    widen,
     uniform_products,
+    widen,
 )
 from iqvit.tvm_backend.kernels.isa import Isa
 from iqvit.tvm_backend.kernels.row_scale import (
