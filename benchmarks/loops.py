@@ -2,10 +2,11 @@
 
     python benchmarks/loops.py artifact/ --kernels row_gemm_0,row_gemm_rectified_0
 
-A core of this kind takes two vector instructions a cycle, so what they are bounds a kernel's share
-of the peak: `products` are dot products (all that the peak counts), `other` everything else that
-occupies a vector unit. Loads and stores, and copies of registers, are in neither; a masked one is.
-The loop that rescales results takes one row of four vectors a turn. For x86 libraries.
+A core takes a few vector instructions a cycle, so what they are bounds a kernel's share of the
+peak: `products` are dot products (all that the peak counts), `other` everything else that occupies
+a vector unit. Loads and stores, and copies of registers, are in neither; a masked one is. A loop
+that rescales results takes one row of four vectors a turn, alone or among products. For x86
+libraries.
 """
 
 import re
