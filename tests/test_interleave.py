@@ -7,7 +7,7 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
 from iqvit.tvm_backend.kernels.integers import keep
-from iqvit.tvm_backend.kernels.interleave import MARK, interleave
+from iqvit.tvm_backend.kernels.interleave import MARK, interleave, woven
 from iqvit.tvm_backend.kernels.vector import function_attributes
 from iqvit.tvm_backend.targets import TARGETS
 
@@ -62,3 +62,29 @@ def test_results_are_the_same_whether_or_not_they_take_turns(chain, turns):
 def test_a_single_result_stays_as_it_is():
     changed = interleave(function(alone, 1))
     assert targets_of(changed) == [False, False, True]
+
+
+def two_threads(first, second):
+    """`rows(x, out)`: the first columns of `out` by one thread, the others by another."""
+    columns = first + second
+    with IRBuilder() as builder, T.prim_func(s_tir=True):
+        T.func_name("rows")
+        T.func_attr(function_attributes("rows"))
+        x = T.arg("x", T.buffer((5, columns), "int32"))
+        out = T.arg("out", T.buffer((5, columns), "int32"))
+        with T.serial(5) as row, woven() as thread:
+            for places in (range(first), range(first, columns)):
+                with thread():
+                    for i in places:
+                        T.buffer_store(out, x[row, i] * 3 + i, [row, i])
+    return builder.get()
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "order"), [(2, 4, [0, 2, 3, 1, 4, 5]), (3, 1, [0, 3, 1, 2])]
+)
+def test_two_threads_are_woven_in_proportion(first, second, order):
+    changed = interleave(two_threads(first, second))
+    assert [int(s.indices[1]) for s in changed.body.body.seq] == order
+    x = np.random.default_rng(0).integers(-99, 99, (5, first + second)).astype(np.int32)
+    assert np.array_equal(run(changed, x), x * 3 + np.arange(first + second))

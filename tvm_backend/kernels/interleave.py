@@ -41,11 +41,11 @@ def _rewritten(loop: Any) -> Any:
 
 
 def _one_thread(loop: Any) -> Any:
-    first, second = (list(thread.body.seq) for thread in loop.body.seq)
+    threads = [_statements(thread.body) for thread in loop.body.seq]
     places = [
-        (i / len(thread), t, s)
-        for t, thread in enumerate((first, second))
-        for i, s in enumerate(thread)
+        (i / len(thread), t, statement)
+        for t, thread in enumerate(threads)
+        for i, statement in enumerate(thread)
     ]
     places.sort(key=lambda place: place[:2])
     return tirx.SeqStmt([statement for _, _, statement in places])
@@ -55,11 +55,15 @@ def _taken_in_turns(loop: Any) -> Any:
     if MARK not in loop.annotations:
         return loop
     body = loop.body
-    chains = _chains(list(body.seq)) if isinstance(body, tirx.SeqStmt) else []
+    chains = _chains(_statements(body))
     if len(chains) > 1:
         turns = [s for turn in zip_longest(*chains) for s in turn if s is not None]
         body = tirx.SeqStmt(turns)
     return tirx.For(loop.loop_var, loop.min, loop.extent, loop.kind, body)
+
+
+def _statements(body: Any) -> list[Any]:
+    return list(body.seq) if isinstance(body, tirx.SeqStmt) else [body]
 
 
 def _chains(statements: list[Any]) -> list[list[Any]]:
