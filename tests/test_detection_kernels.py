@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 import tvm
+from loose import Loose, needs
 from tvm import relax
 
 from iqvit.intgraph import GraphBuilder, Node
@@ -16,32 +17,17 @@ from iqvit.tvm_backend.kernels.copies import CHUNK
 from iqvit.tvm_backend.lower import Lowering
 from iqvit.tvm_backend.pipeline import build
 from iqvit.tvm_backend.plan import FAST, Step
-from iqvit.tvm_backend.targets import TARGETS, missing_features
+from iqvit.tvm_backend.targets import TARGETS
 from iqvit.tvm_backend.threads import prepare_threads, set_threads
 
 targets = pytest.mark.parametrize("target", ["x86-vnni", "x86-avx2"])
-
-
-class Loose:
-    """Nodes without the rule that a graph has one image: what a kernel needs of a graph."""
-
-    def __init__(self, nodes):
-        self.nodes = nodes
-
-    def __getitem__(self, name):
-        return self.nodes[name]
-
-    def types_of(self, node):
-        return [self.nodes[name].type for name in node.inputs]
 
 
 class Kernel:
     """The fast kernel of one operator as a function of its inputs that are not constant."""
 
     def __init__(self, op: Op, types: list[IntType], target: str) -> None:
-        missing = missing_features(TARGETS[target].features)
-        if missing:
-            pytest.skip(f"this CPU lacks {', '.join(missing)}")
+        needs(target)
         self.op, self.types = op, types
         made = GraphBuilder()
         for i, kind in enumerate(types):

@@ -17,20 +17,18 @@ import pytest
 import torch
 import tvm
 import tvm_ffi
+from loose import one_node
 from tvm import relax
 
 from iqvit import tvm_backend
 from iqvit.calibration.quantize import quantize
 from iqvit.errors import GraphError, TargetError
 from iqvit.interpret import run
-from iqvit.intgraph import GraphBuilder, Node
 from iqvit.models.vit import ViT, ViTConfig
 from iqvit.ops.base import REGISTRY
-from iqvit.ops.input import Input
 from iqvit.tvm_backend import linker
 from iqvit.tvm_backend.artifact import read_manifest, tensors_text
 from iqvit.tvm_backend.channels_last import TO_LAST, ChannelsLast
-from iqvit.tvm_backend.fuse import Group
 from iqvit.tvm_backend.kernels.conv import OFFERS
 from iqvit.tvm_backend.lower import Lowering
 from iqvit.tvm_backend.machine_code import machine_code
@@ -215,33 +213,6 @@ def test_arm_gives_the_integers_of_the_interpreter(
     assert board.results(emulated_board.CPUS[target], for_arm[target], frames) == answer
 
 
-class Loose:
-    """Nodes without the rule that a graph has one image: what a kernel needs of a graph."""
-
-    def __init__(self, nodes):
-        self.nodes = nodes
-
-    def __getitem__(self, name):
-        return self.nodes[name]
-
-    def types_of(self, node):
-        return [self.nodes[name].type for name in node.inputs]
-
-
-def one_node(sample):
-    """A graph of a sample's operator alone, that node, and its operands."""
-    builder = GraphBuilder()
-    values = []
-    for i, kind in enumerate(sample.inputs):
-        if kind.value is None:
-            node = Node(f"x{i}", Input(kind.shape), (), kind)
-            builder.nodes[node.name] = node
-        else:
-            node = builder.constant(f"c{i}", kind.value)
-        values.append(node)
-    return Loose(builder.nodes), builder.add("out", sample.op, values), values
-
-
 def samples():
     """Those of all operators, and of operators over images also with the channels last."""
     for kind in REGISTRY.values():
@@ -257,12 +228,12 @@ def samples_library(target, folder):
     """Every sample that a fast kernel takes, in one library; the samples and their free inputs."""
     builder, functions, taken = relax.BlockBuilder(), {}, []
     for sample in samples():
-        graph, node, values = one_node(sample)
+        graph, group, values = one_node(sample)
         offer = FAST.get(type(sample.op))
-        call = None if offer is None else offer(graph, Group(node), target.isa)
+        call = None if offer is None else offer(graph, group, target.isa)
         if call is not None:
             free = [value for value in values if value.type.value is None]
-            taken.append((sample, graph, Step(Group(node), call), free))
+            taken.append((sample, graph, Step(group, call), free))
     tensors = [
         [relax.Var(f"s{i}_{n.name}", relax.TensorType(n.type.shape, n.type.dtype)) for n in free]
         for i, (_, _, _, free) in enumerate(taken)
