@@ -28,7 +28,7 @@ from iqvit.tvm_backend.pipeline import build
 from iqvit.tvm_backend.plan import plain_nodes, plan
 from iqvit.tvm_backend.targets import TARGETS, missing_features
 
-SIMD = ("x86-vnni", "x86-avx2")
+SIMD = ("x86-vbmi", "x86-vnni", "x86-avx2")
 targets = pytest.mark.parametrize("target", SIMD)
 # Integers that fill a type of 8, 16 or 20 bits, from the uint8 of the image.
 SPREAD = {"int8": (1, -128), "int16": (257, -32768), "int32": (4112, -524280)}

@@ -41,7 +41,7 @@ from iqvit.tvm_backend.plan import plain_nodes, plan
 from iqvit.tvm_backend.runtime import load
 from iqvit.tvm_backend.targets import TARGETS, missing_features
 
-SIMD = ("x86-vnni", "x86-avx2")
+SIMD = ("x86-vbmi", "x86-vnni", "x86-avx2")
 GUARD = 64
 
 

@@ -20,7 +20,7 @@ from iqvit.tvm_backend.plan import FAST, Step
 from iqvit.tvm_backend.targets import TARGETS
 from iqvit.tvm_backend.threads import prepare_threads, set_threads
 
-targets = pytest.mark.parametrize("target", ["x86-vnni", "x86-avx2"])
+targets = pytest.mark.parametrize("target", ["x86-vbmi", "x86-vnni", "x86-avx2"])
 
 
 class Kernel:
