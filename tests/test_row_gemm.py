@@ -8,6 +8,7 @@ from loose import compiled, draw, needs, one_node
 from iqvit.inttype import LIMITS, IntType, QParams, constant_type
 from iqvit.ops import Rectified, RowLinear
 from iqvit.ops.base import Sample
+from iqvit.ops.linear import Linear
 from iqvit.tvm_backend.kernels.rectified import planes_kind
 from iqvit.tvm_backend.kernels.tables import ENTRIES, planes_of
 
@@ -111,3 +112,17 @@ def test_a_full_table_that_ends_early_has_no_planes():
     op = Rectified(6, 4, 20, "uint8", 0, 255)
     assert planes_kind(op, np.arange(1, ENTRIES + 1)) is None
     assert planes_kind(op, np.arange(ENTRIES, 0, -1) - 1) == "planes"
+
+
+@TARGETS
+@pytest.mark.parametrize(("m", "n"), [(7, 128), (3, 80)])
+def test_silu_of_a_requantised_product(m, n, target):
+    rng = np.random.default_rng(3)
+    weight = rng.integers(-127, 128, (n, 48)).astype(np.int8)
+    bias = rng.integers(-9999, 9999, n).astype(np.int32)
+    mult = np.full(n, 2**30, np.int32)
+    x = IntType("int8", (m, 48), -128, 127)
+    linear = Linear(34, 0, "int16", *LIMITS["int16"])
+    sample = Sample(linear, (x, *map(constant_type, (weight, bias, mult))))
+    follower = Rectified.of("silu", QParams.of(5e-4), QParams.of(0.06, 3), "uint8")
+    compare(sample, target, follower)
