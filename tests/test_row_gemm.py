@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from loose import compiled, draw, needs, one_node
 
 from iqvit.inttype import LIMITS, IntType, QParams, constant_type
@@ -126,3 +128,12 @@ def test_silu_of_a_requantised_product(m, n, target):
     sample = Sample(linear, (x, *map(constant_type, (weight, bias, mult))))
     follower = Rectified.of("silu", QParams.of(5e-4), QParams.of(0.06, 3), "uint8")
     compare(sample, target, follower)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.data())
+def test_rows_of_any_shape(data):
+    target = data.draw(st.sampled_from(["x86-vbmi", "x86-vnni", "x86-avx2"]))
+    m, n, k = (data.draw(st.integers(1, most)) for most in (40, 200, 100))
+    dtype = data.draw(st.sampled_from(["int8", "uint8", "int16", "int32"]))
+    compare(row_linear(m, n, k, dtype, data.draw(st.sampled_from(["int8", "uint8"]))), target)
