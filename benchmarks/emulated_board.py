@@ -133,13 +133,13 @@ def board(folder: Path) -> Board:
 
 
 def answer(graph: IntGraph, images: np.ndarray) -> Iterator[bytes]:
-    """What the runner should write for each of uint8 images [N, 3, H, W]."""
+    """What the runner should write for each of uint8 images [N, C, H, W]."""
     import torch
 
-    from iqvit.interpret import run
+    from iqvit.interpret import evaluate
 
     for image in images:
-        results = run(graph, torch.from_numpy(image[None]))
+        results = evaluate(graph, torch.from_numpy(image[None]))
         yield b"".join(results[name].numpy().tobytes() for name in graph.outputs)
 
 

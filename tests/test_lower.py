@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 import torch
+import tvm
 from timm.models.vision_transformer import VisionTransformer
+from tvm import relax
 
 from iqvit.calibration.calibrate import calibrate
 from iqvit.canonicalize import canonicalize
@@ -13,8 +15,18 @@ from iqvit.cost import cost
 from iqvit.errors import TargetError
 from iqvit.interpret import run
 from iqvit.intgraph import GraphBuilder
-from iqvit.inttype import LIMITS
-from iqvit.ops import Add, Linear, Permute, Reshape, Slice
+from iqvit.inttype import LIMITS, QParams
+from iqvit.ops import (
+    Add,
+    Attention,
+    Conv2d,
+    Linear,
+    Permute,
+    Rectified,
+    Requantise,
+    Reshape,
+    Slice,
+)
 from iqvit.ops.input import Input
 from iqvit.tvm_backend.arrange import arrange
 from iqvit.tvm_backend.check import assert_no_float
@@ -23,9 +35,10 @@ from iqvit.tvm_backend.functions import functions_of
 from iqvit.tvm_backend.fuse import groups
 from iqvit.tvm_backend.layout import View, affine, natural, tail_strides, view_of
 from iqvit.tvm_backend.lower import lower, lower_named
+from iqvit.tvm_backend.pipeline import build
 from iqvit.tvm_backend.plan import plain_nodes, plan
 from iqvit.tvm_backend.runtime import load
-from iqvit.tvm_backend.targets import TARGETS, missing_features
+from iqvit.tvm_backend.targets import HOST, TARGETS, missing_features, resolve
 from iqvit.tvm_backend.threads import prepare_threads, set_threads
 
 MODELS = {
@@ -158,6 +171,56 @@ def test_an_add_of_a_value_to_itself_is_not_fused():
     both = builder.add("sum", add_op(), [first, first])
     graph = builder.finish({"out": both.name})
     assert all(len(group.nodes) == 1 for group in groups(graph))
+
+
+def test_a_value_that_is_read_from_far_behind_is_stored():
+    builder = GraphBuilder()
+    x = builder.add("signed", Requantise(1, -128, 0, "int8", -128, 127), [image(builder, 1, 9, 8)])
+    split = builder.add("split", Reshape((1, 9, 2, 4)), [x])
+    heads = builder.add("heads", Permute((0, 2, 1, 3)), [split])
+    unit = QParams.of(0.05)
+    attended = builder.add(
+        "attended", Attention.of(*[unit] * 4, 0.2, 8, "int8"), [heads, heads, heads]
+    )
+    merged = builder.add("merged", Permute((0, 2, 1, 3)), [attended])
+    rows = builder.add("rows", Reshape((1, 9, 8)), [merged])
+    turned = builder.add("turned", Permute((0, 2, 1)), [rows])
+    graph = builder.finish({"out": turned.name})
+    steps = plan(graph, TARGETS["x86-vnni"])
+    assert [step.group.last.name for step in steps] == ["signed", "merged", "turned"]
+    equal_to_the_interpreter(graph)
+
+
+def test_moves_behind_what_no_kernel_takes_are_all_made():
+    builder = GraphBuilder()
+    weight = builder.constant("w", np.full((2, 1, 1, 1), 3, np.int8))
+    bias = builder.constant("b", np.zeros(2, np.int32))
+    m = builder.constant("m", np.full(2, 2**30, np.int32))
+    depthwise = Conv2d((1, 1), (0, 0), (1, 1), 2, (0,), 33, 0, "int8", -128, 127)
+    filtered = builder.add("filtered", depthwise, [image(builder, 1, 2, 3, 4), weight, bias, m])
+    last = builder.add("last", Permute((0, 2, 3, 1)), [filtered])
+    rows = builder.add("rows", Reshape((1, 12, 2)), [last])
+    turned = builder.add("turned", Permute((0, 2, 1)), [rows])
+    equal_to_the_interpreter(builder.finish({"out": turned.name}))
+
+
+def test_a_row_with_a_scale_for_every_element():
+    builder = GraphBuilder()
+    wide = Requantise(1, 0, 0, "int16", *LIMITS["int16"])
+    x = builder.add("wide", wide, [image(builder, 1, 1, 40)])
+    out = QParams.of(np.linspace(0.02, 0.04, 40), 3, -1)
+    op, *constants = Rectified.of("gelu", QParams.of(0.02), out, "uint8")
+    read = [builder.constant("c", value) for value in constants]
+    gelu = builder.add("gelu", op, [x, *read])
+    equal_to_the_interpreter(builder.finish({"out": gelu.name}))
+
+
+def equal_to_the_interpreter(graph):
+    machine = relax.VirtualMachine(build(lower(graph, HOST), resolve(HOST)), tvm.cpu())
+    pixels = np.random.default_rng(0).integers(0, 256, graph.input.type.shape).astype(np.uint8)
+    (found,) = machine["main"](tvm.runtime.tensor(pixels))
+    (expected,) = run(graph, torch.from_numpy(pixels)).values()
+    assert np.array_equal(found.numpy(), expected.numpy())
 
 
 def test_layout_operators_are_strides_of_what_they_read():

@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +18,9 @@ import pytest
 import torch
 import tvm
 import tvm_ffi
+from growing import drawn_images, grow
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from loose import one_node
 from tvm import relax
 
@@ -311,6 +315,18 @@ def test_every_kernel_on_arm_gives_the_integers_of_its_operator(
         np.testing.assert_array_equal(found, value, err_msg=str(sample.op))
         at += value.nbytes
     assert at == len(written)
+
+
+@settings(max_examples=8, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(st.data())
+def test_random_programs_on_arm_give_the_integers_of_the_interpreter(emulated_board, board, data):
+    target = data.draw(st.sampled_from(ARM))
+    graph = grow(data)
+    images = drawn_images(graph.input.type.shape)
+    with tempfile.TemporaryDirectory() as place:
+        folder = tvm_backend.compile(graph, Path(place) / "artifact", target)
+        written = board.results(emulated_board.CPUS[target], folder, images.tobytes())
+    assert written == b"".join(emulated_board.answer(graph, images))
 
 
 def test_features_of_arm_are_what_the_targets_need():

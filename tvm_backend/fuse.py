@@ -66,13 +66,16 @@ class Group:
         return (Group(node) for node in self.nodes)
 
 
-def groups(graph: IntGraph) -> list[Group]:
-    """Every computed node in exactly one group, in an order in which the groups can run."""
+def groups(graph: IntGraph, stored: Collection[str] = ()) -> list[Group]:
+    """Every computed node in exactly one group, in an order in which the groups can run.
+
+    Outputs, and what is named by `stored`, are values of their own.
+    """
     readers: dict[str, list[Node]] = defaultdict(list)
     for node in graph:
         for name in node.inputs:
             readers[name].append(node)
-    outputs = set(graph.outputs.values())
+    outputs = {*graph.outputs.values(), *stored}
     only = {n: found[0] for n, found in readers.items() if len(found) == 1 and n not in outputs}
     taken: set[str] = set()
     found: list[Group] = []

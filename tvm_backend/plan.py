@@ -8,9 +8,11 @@ from iqvit.ops.add import Add
 from iqvit.ops.attention import Attention
 from iqvit.ops.base import Op
 from iqvit.ops.concat import Concat
+from iqvit.ops.constant import Constant
 from iqvit.ops.conv2d import Conv2d
 from iqvit.ops.deform_attention import DeformAttention
 from iqvit.ops.grid_sample import GridSample
+from iqvit.ops.input import Input
 from iqvit.ops.l2_normalize import L2Normalize
 from iqvit.ops.lambda_shiftgelu import LambdaShiftGelu
 from iqvit.ops.layernorm import LayerNorm
@@ -106,10 +108,15 @@ class Step:
 
 def plan(graph: IntGraph, target: Target) -> list[Step]:
     """The steps that compute the graph's outputs on `target`, in order."""
-    steps: list[Step] = []
-    for group in groups(graph):
-        steps.extend(_steps(graph, group, target.isa))
-    return _needed(graph, steps)
+    stored = set(graph.outputs.values())
+    while True:
+        found = (_steps(graph, group, target.isa) for group in groups(graph, stored))
+        steps = _needed(graph, [step for several in found for step in several])
+        # A kernel that reads from far behind may want a value that another one keeps to itself.
+        missing = _missing(graph, steps)
+        if not missing:
+            return steps
+        stored |= missing
 
 
 def plain_nodes(steps: list[Step]) -> list[str]:
@@ -142,7 +149,18 @@ def _needed(graph: IntGraph, steps: list[Step]) -> list[Step]:
     needed = set(graph.outputs.values())
     kept: list[Step] = []
     for step in reversed(steps):
-        if not needed.isdisjoint(node.name for node in (step.group.last, *step.group.also)):
+        if not needed.isdisjoint(_made(step)):
             kept.append(step)
             needed.update(step.reads)
     return kept[::-1]
+
+
+def _missing(graph: IntGraph, steps: list[Step]) -> set[str]:
+    """What steps read and none makes."""
+    made = {name for step in steps for name in _made(step)}
+    read = {name for step in steps for name in step.reads} - made
+    return {name for name in read if not isinstance(graph[name].op, (Constant, Input))}
+
+
+def _made(step: Step) -> list[str]:
+    return [node.name for node in (step.group.last, *step.group.also)]

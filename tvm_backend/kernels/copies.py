@@ -21,10 +21,11 @@ FEW = 16
 
 
 def strided_copy(graph: IntGraph, group: Group, _: Isa) -> Call | None:
-    """The call of a `permute` or `slice`, from as far behind as strides reach."""
-    node = group.head
+    """The call of a `permute` or `slice` and the moves that follow it, from as far behind as
+    strides reach; None where they do not reach behind it."""
+    node = group.last
     view = view_of(graph, node.name)
-    if view.root == node.name:
+    if view.root in {member.name for member in group.nodes}:
         return None
     shape, source = node.type.shape, graph[view.root].type
     key = (source.size, view.offset, view.strides, shape, source.dtype)

@@ -160,8 +160,9 @@ def stage_of(
     scalars, ends = _SCALARS[type(op)](op, types, place)
     up = raised_by(op, types, ends)
     if up is not None:
-        zero, down = np.asarray(types[3].value), scalars[-1]
-        values[-1] = (zero << down) + np.int32(half_of(down))
+        zero, down, last = np.asarray(types[3].value), scalars[-1], values[-1]
+        shape = last.shape if isinstance(last, As) else zero.shape
+        values[-1] = ((zero << down) + np.int32(half_of(down))).reshape(shape)
     if by_bytes and isinstance(op, Rectified) and operands[0].kind == "segments":
         kind = planes_kind(op, np.asarray(values[0]))
         if kind is not None:
