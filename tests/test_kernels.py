@@ -69,12 +69,36 @@ def test_kernels_give_the_integers_of_the_samples(name, target):
         (2, 17, 33, 20, "uint8"),
         (3, 16, 5, 64, "int16"),
         (1, 20, 66, 8, "int8"),
+        (1, 130, 24, 12, "uint8"),
+        (7, 40, 70, 36, "int16"),
+        (6, 33, 7, 4, "int8"),
     ],
 )
 def test_attention_of_odd_shapes(heads, queries, keys, depth, out, target):
     qkv = (QParams.of(0.03), QParams.of(0.05), QParams.of(0.02))
     op = Attention.of(*qkv, QParams.of(0.021 if out != "int16" else 1e-4, 3), 0.3, 8, out)
     types = tuple(IntType("int8", (1, heads, n, depth), -128, 127) for n in (queries, keys, keys))
+    assert check(Sample(op, types), target)
+
+
+@pytest.mark.parametrize("target", SIMD)
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_attention_whose_products_are_all_as_small_or_as_large_as_can_be(sign, target):
+    needs(target)
+    op = Attention.of(*[QParams.of(0.05)] * 4, 1e-5, 8, "int8")
+    types = (IntType("int8", (1, 1, 40, 64), -128, 127),) * 3
+    graph, group, values = one_node(Sample(op, types))
+    run = compiled(graph, group, values, target)
+    q, k = np.full(types[0].shape, -128, np.int8), np.full(types[0].shape, sign * 127, np.int8)
+    v = np.random.default_rng(0).integers(-128, 128, types[2].shape).astype(np.int8)
+    expected = op.run(*map(torch.from_numpy, (q, k, v)))
+    assert np.array_equal(run([q, k, v]), expected.numpy())
+
+
+@pytest.mark.parametrize("target", SIMD)
+def test_attention_with_exponentials_that_never_vanish(target):
+    op = Attention(0, 3, 1000, 2, 8, 2**38, 0, 38, "int8", -128, 127)
+    types = (IntType("int8", (1, 1, 40, 8), -128, 127),) * 3
     assert check(Sample(op, types), target)
 
 

@@ -1,13 +1,15 @@
 """`attention` and the moves around it: which kernel call computes them."""
 
 import numpy as np
+import torch
 
 from iqvit.intgraph import IntGraph
 from iqvit.inttype import IntType
 from iqvit.ops.attention import Attention
 from iqvit.ops.exp2 import full_scale
+from iqvit.ops.matmul import product_range
 from iqvit.tvm_backend.fuse import Group
-from iqvit.tvm_backend.kernels.attention_form import Place, Problem
+from iqvit.tvm_backend.kernels.attention_form import NOTHING, Place, Problem
 from iqvit.tvm_backend.kernels.attention_kernel import attention_kernel
 from iqvit.tvm_backend.kernels.call import As, Call
 from iqvit.tvm_backend.kernels.exponential import takes_words
@@ -60,6 +62,7 @@ def attention(graph: IntGraph, group: Group, isa: Isa) -> Call | None:
         Place(0, 0, strides[1], strides[2]),
         fits32(*ends),
         words=takes_words(op.exp, isa),
+        vanishes=_vanishes(op, q, k),
         upper=_fits_upper_halves(op.shift, half, peak, ends),
     )
     exp = op.exp
@@ -76,6 +79,13 @@ def attention(graph: IntGraph, group: Group, isa: Isa) -> Call | None:
         problem.out_shape,
         op.dtype,
     )
+
+
+def _vanishes(op: Attention, q: IntType, k: IntType) -> bool:
+    """Whether `NOTHING` has no probability beside the least product."""
+    least, most = product_range(q, k, q.shape[3])
+    nearest = torch.tensor([least - NOTHING])
+    return most - NOTHING < 2**31 and not op.exp.run(nearest, full_scale(op.bits)).any()
 
 
 def _of_upper_halves(shift: int, offset: int) -> tuple[int, int]:

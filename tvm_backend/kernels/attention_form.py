@@ -27,6 +27,12 @@ SCALARS = ("pre", "cap", "multiplier", "exp_shift", "numerator", "offset", "shif
 the operator, with the rounding constant in the offset."""
 
 
+TURN = 8
+"""Keys whose products are woven with the probabilities of as many."""
+NOTHING = -(2**30)
+"""The product of queries with a key that is none: far below all others."""
+
+
 @dataclass(frozen=True)
 class Problem:
     """What the generated code depends on: types, sizes, and where everything lies."""
@@ -52,6 +58,8 @@ class Problem:
     """Whether the result fits int32 before it saturates."""
     words: bool
     """Whether exponentials fit 16-bit lanes (`takes_words`)."""
+    vanishes: bool
+    """Whether a product of `NOTHING` has no probability beside any other."""
     upper: bool
     """Whether the offset and the shift are those of upper halves: `(high + offset) >> 1` of the
     products of accumulators that are raised by the shift."""
@@ -97,6 +105,17 @@ class Kernel:
     def block(self) -> int:
         """Accumulators of one register block."""
         return self.isa.lanes
+
+    @property
+    def weaves(self) -> bool:
+        """Whether products and probabilities are woven."""
+        return self.isa.woven > 0 and self.problem.words and self.problem.vanishes
+
+    @property
+    def keys(self) -> int:
+        """Keys, where products are woven with those that fill up the last turn."""
+        keys = self.problem.keys
+        return -(-keys // TURN) * TURN if self.weaves else keys
 
     def dot(self, acc: Expr, left: Expr, right: Expr) -> Expr:
         """`acc` plus the dot products of lanes of packed int32."""

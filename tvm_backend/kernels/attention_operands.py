@@ -1,7 +1,7 @@
 """The operands of `attention` as its dot products read them: queries by lanes, keys and values in
 groups along what is summed up."""
 
-from iqvit.tvm_backend.kernels.attention_form import Kernel
+from iqvit.tvm_backend.kernels.attention_form import NOTHING, Kernel
 from iqvit.tvm_backend.kernels.integers import as_int32, filled, keep, total, transposed
 from iqvit.tvm_backend.kernels.script import Buffer, Expr, T
 from iqvit.tvm_backend.kernels.vector import pieces, span, splat, typed
@@ -17,11 +17,12 @@ def _operand(kernel: Kernel, value: Expr) -> Expr:
 
 def emit_keys(kernel: Kernel, head: Expr) -> tuple[Buffer, Buffer]:
     """The head's keys as groups along depth, `[keys, depth / group]`, and what undoes the offset
-    of the queries: `-128 * sum_d k`, int32 `[keys]`."""
+    of the queries: `-128 * sum_d k`, int32 `[keys]`. Keys that are none are zero, and with that
+    their products `NOTHING`."""
     problem, isa = kernel.problem, kernel.isa
     source = kernel.inputs[problem.k.parameter]
-    keys = T.alloc_buffer((problem.keys, problem.depth // isa.group), "int32", scope="global")
-    fold = T.alloc_buffer((problem.keys,), "int32", scope="global")
+    keys = T.alloc_buffer((kernel.keys, problem.depth // isa.group), "int32", scope="global")
+    fold = T.alloc_buffer((kernel.keys,), "int32", scope="global")
     with T.serial(problem.keys) as j:
         start = T.Bind(problem.k.at(head, j))
         acc: Expr = T.int32(0)
@@ -33,6 +34,10 @@ def emit_keys(kernel: Kernel, head: Expr) -> tuple[Buffer, Buffer]:
             if not kernel.signed:
                 acc = acc + _sum_of(kernel, value, packed)
         T.buffer_store(fold, acc * T.int32(-128), [j])
+    for none in range(problem.keys, kernel.keys):
+        for at, lanes in pieces(problem.depth // isa.group, isa.lanes):
+            T.buffer_store(keys, splat(0, "int32", lanes), [none, span(at, lanes)])
+        T.buffer_store(fold, NOTHING, [none])
     return keys, fold
 
 

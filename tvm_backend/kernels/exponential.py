@@ -11,6 +11,7 @@ from iqvit.tvm_backend.kernels.vector import HALVES, lanes_of, splat, typed
 BYTES = 4
 """Vectors that `emit_exp2_bytes` takes, one for each byte of an int32."""
 _HIGH_PRODUCT = "llvm.x86.avx512.pmulhu.w.512"
+_SHIFT_LEFT = "llvm.x86.avx512.psllv.w.512"
 _SHIFT_RIGHT = "llvm.x86.avx512.psrlv.w.512"
 
 
@@ -59,7 +60,7 @@ def emit_exp2_packed(
     words: what `takes_words` says of the attributes.
     """
     if len(differences) == BYTES and words:
-        return emit_exp2_bytes(exp, differences)
+        return emit_exp2_bytes(exp, differences, isa)
     packed = splat(0, "int32", isa.lanes)
     for member, difference in enumerate(differences):
         p = emit_exp2(exp, difference, full, isa)
@@ -74,7 +75,7 @@ def takes_words(exp: Exp2, isa: Isa) -> bool:
     return isa.lanes == 16 and fits
 
 
-def emit_exp2_bytes(exp: Exp2Scalars, differences: list[Expr]) -> Expr:
+def emit_exp2_bytes(exp: Exp2Scalars, differences: list[Expr], isa: Isa) -> Expr:
     """`Exp2.run(d, 255)` of four vectors of int32 d >= 0, as the bytes of lanes, in their order.
 
     Two vectors at a time are 16-bit lanes, where one instruction is product and shift: of a product
@@ -84,36 +85,74 @@ def emit_exp2_bytes(exp: Exp2Scalars, differences: list[Expr]) -> Expr:
     limited. The end is exact, too: with `b = part*255 >> 7`, the rounded shift by `15 + octave` is
     `((b >> 7+octave) + 1) >> 1`. Needs `takes_words`.
     """
-    even, odd = (_words(exp, differences[i], differences[i + 2]) for i in (0, 1))
+    return emit_bytes_of_words(emit_words(exp, differences, isa))
+
+
+@dataclass(frozen=True)
+class Words:
+    """The steps of two vectors of differences, in the lower and upper halves of lanes."""
+
+    exp: Exp2Scalars
+    steps: Expr
+    shifts: bool
+    """Whether shifts are cheaper than products by powers of two."""
+
+
+def emit_bytes_of_words(begun: list[Words]) -> Expr:
+    """What `emit_words` has begun."""
+    even, odd = (_doubled(words) for words in begun)
     lanes = lanes_of(even)
     low = (even >> splat(1, "int32", lanes)) & splat(0x00FF00FF, "int32", lanes)
     high = (odd << splat(7, "int32", lanes)) & splat(T.int32(-0x00FF0100), "int32", lanes)
     return low | high
 
 
-def _words(exp: Exp2Scalars, first: Expr, second: Expr) -> Expr:
-    """Twice the results and one more, of two vectors, in the lower and upper halves of lanes."""
-    lanes = lanes_of(first)
-    words = typed("uint16", 2 * lanes)
+def emit_words(exp: Exp2Scalars, differences: list[Expr], isa: Isa) -> list[Words]:
+    """The part of `emit_exp2_bytes` that reads the differences: of the first and the third, and of
+    the second and the fourth."""
+    lanes = lanes_of(differences[0])
 
     def const(value: Expr | int) -> Expr:
         return splat(value, "int32", lanes)
+
+    steps = [T.min(d >> const(exp.pre), const(exp.cap)) for d in differences]
+    pairs = (keep(steps[i] | (steps[i + 2] << const(16))) for i in (0, 1))
+    return [Words(exp, pair, isa.woven > 0) for pair in pairs]
+
+
+def _doubled(words: Words) -> Expr:
+    """Twice the results and one more, in the lower and upper halves of lanes."""
+    exp, lanes = words.exp, lanes_of(words.steps)
+    kind = typed("uint16", 2 * lanes)
 
     def word(value: int) -> Expr:
         return T.broadcast(T.uint16(value), 2 * lanes)
 
     def high(a: Expr, b: Expr) -> Expr:
-        return T.call_llvm_pure_intrin(words, _HIGH_PRODUCT, a, b)
+        return T.call_llvm_pure_intrin(kind, _HIGH_PRODUCT, a, b)
 
-    steps = [T.min(d >> const(exp.pre), const(exp.cap)) for d in (first, second)]
-    both = keep(T.reinterpret(words, steps[0] | (steps[1] << const(16))))
+    def right(a: Expr, shift: Expr) -> Expr:
+        return T.call_llvm_pure_intrin(kind, _SHIFT_RIGHT, a, shift)
+
+    both = T.reinterpret(kind, words.steps)
     multiplier = T.broadcast(T.Cast("uint16", exp.multiplier), 2 * lanes)
-    scale = T.broadcast(T.Cast("uint16", T.int32(1) << (T.int32(17) - exp.shift)), 2 * lanes)
-    upper, lower = keep(high(both, multiplier)), both * multiplier
-    octave = high(upper, scale)
-    g = keep((upper * scale | high(lower, scale)) & word(0xFFFE))
-    middle = word(C1) - high(g, word(C2) - high(g, word(C3)))
+    upper, lower = keep(high(both, multiplier)), keep(both * multiplier)
+
+    def count(value: Expr) -> Expr:
+        return T.broadcast(T.Cast("uint16", value), 2 * lanes)
+
+    if words.shifts:
+        down = count(exp.shift - T.int32(1))
+        octave, rest = (keep(right(product, down)) for product in (upper, lower))
+        raised = keep(T.call_llvm_pure_intrin(kind, _SHIFT_LEFT, upper, count(T.int32(17) - exp.shift)))
+    else:
+        scale = count(T.int32(1) << (T.int32(17) - exp.shift))
+        octave, rest, raised = high(upper, scale), high(lower, scale), upper * scale
+    g = keep((raised | rest) & word(0xFFFE))
+    inner = keep(word(C2) - high(g, word(C3)))
+    middle = keep(word(C1) - high(g, inner))
     part = keep(word(ONE) - high(g, middle))
-    b = part + part - high(part + word(127), word(512))
-    shifted = T.call_llvm_pure_intrin(words, _SHIFT_RIGHT, b, octave + word(7))
+    above = keep(part + word(127))
+    b = keep(part + part - (above >> word(7) if words.shifts else high(above, word(512))))
+    shifted = keep(right(b, keep(octave + word(7))))
     return keep(T.reinterpret(typed("int32", lanes), shifted + word(1)))
