@@ -144,7 +144,9 @@ def _doubled(words: Words) -> Expr:
     if words.shifts:
         down = count(exp.shift - T.int32(1))
         octave, rest = (keep(right(product, down)) for product in (upper, lower))
-        raised = keep(T.call_llvm_pure_intrin(kind, _SHIFT_LEFT, upper, count(T.int32(17) - exp.shift)))
+        raised = keep(
+            T.call_llvm_pure_intrin(kind, _SHIFT_LEFT, upper, count(T.int32(17) - exp.shift))
+        )
     else:
         scale = count(T.int32(1) << (T.int32(17) - exp.shift))
         octave, rest, raised = high(upper, scale), high(lower, scale), upper * scale
