@@ -165,12 +165,20 @@ def row_linear(grown):
     x = grown.pick(tokens)
     if x is None:
         return None
-    x, dtype, n = grown.to(x, "int16"), grown.one_of(*NARROW), grown.channels()
+    return rows_times(grown, *scaled_rows(grown, x), grown.one_of(*NARROW), grown.channels())
+
+
+def scaled_rows(grown, x):
+    """Rows at their own scales, and their peaks."""
+    x = grown.to(x, "int16")
     one_sided = grown.number(0, 1) if x.type.lo > -(2**14) else 0
     kind = (one_sided, x.type.lo if one_sided else 0)
     peak = grown.add(RowPeak(*kind), x)
-    rows = grown.add(RowQuantise(*kind), x, peak)
-    weight = grown.weights(n, x.type.shape[-1])
+    return grown.add(RowQuantise(*kind), x, peak), peak
+
+
+def rows_times(grown, rows, peak, dtype, n):
+    weight = grown.weights(n, rows.type.shape[-1])
     most = largest_sum(grown, rows, weight) * grown.most(peak)
     steps = LIMITS[dtype][1] * grown.rng.uniform(0.2, 1.0, n)
     op, bias, m = RowLinear.of(steps / most, steps / 8, dtype, LIMITS[dtype])
@@ -256,16 +264,23 @@ def attention(grown):
     if x is None:
         return None
     heads, depth, count = grown.number(1, 3), 4 * grown.number(1, 9), x.type.shape[1]
-    width = heads * depth
     if grown.number(0, 1):
+        heads, depth = grown.one_of((1, 64), (2, 8), (4, 4), (2, 32))
+    width = heads * depth
+    form = grown.one_of("one product", "rows", "products")
+    if form == "one product":
         both = linear(grown, "int8", 3 * width, x)
         parts = grown.add(Reshape((1, count, 3, heads, depth)), both)
         parts = grown.add(Permute((2, 0, 3, 1, 4)), parts)
         q, k, v = (grown.add(Slice(0, i, i + 1, 1), parts) for i in range(3))
         q, k, v = (grown.add(Reshape((1, heads, count, depth)), part) for part in (q, k, v))
     else:
-        keys = grown.pick(tokens)
-        sources = [linear(grown, "int8", width, y) for y in (x, keys, keys)]
+        if form == "rows":
+            rows = scaled_rows(grown, x)
+            sources = [rows_times(grown, *rows, "int8", width) for _ in range(3)]
+        else:
+            keys = grown.pick(tokens)
+            sources = [linear(grown, "int8", width, y) for y in (x, keys, keys)]
         split = [grown.add(Reshape((1, y.type.shape[1], heads, depth)), y) for y in sources]
         q, k, v = (grown.add(Permute((0, 2, 1, 3)), y) for y in split)
     dtype, scale = grown.one_of(*NARROW), QParams.of(2.0**-5)

@@ -40,6 +40,7 @@ from iqvit.tvm_backend.plan import plain_nodes, plan
 from iqvit.tvm_backend.runtime import load
 from iqvit.tvm_backend.targets import HOST, TARGETS, missing_features, resolve
 from iqvit.tvm_backend.threads import prepare_threads, set_threads
+from iqvit.tvm_backend.together import Together
 
 MODELS = {
     "plain": {"embed_dim": 64, "num_heads": 2},
@@ -189,6 +190,27 @@ def test_a_value_that_is_read_from_far_behind_is_stored():
     steps = plan(graph, TARGETS["x86-vnni"])
     assert [step.group.last.name for step in steps] == ["signed", "merged", "turned"]
     equal_to_the_interpreter(graph)
+
+
+def test_products_of_the_same_rows_are_one_where_attention_reads_them(graphs):
+    graph = graphs["plain"]
+    arranged = arrange(graph, TARGETS["x86-vnni"])
+    joined = [node for node in arranged if isinstance(node.op, Together)]
+    assert [len(node.op.ops) for node in joined] == [3, 3]
+    assert cost(arranged).macs == cost(graph).macs
+    steps = plan(arranged, TARGETS["x86-vnni"])
+    made = [step.group.last.name for step in steps]
+    assert all(node.name in made for node in joined)
+    parts = [node for node in arranged if node.inputs and node.inputs[0] == joined[0].name]
+    assert [node.type.shape[-1] for node in parts] == [64] * 3
+    assert not any(node.name in made for node in parts)
+    image = torch.randint(0, 256, graph.input.type.shape, dtype=torch.uint8)
+    expected, found = run(graph, image, trace=True), run(arranged, image, trace=True)
+    for name in [*graph.outputs, *(node.name for node in parts)]:
+        assert torch.equal(found[name], expected[name])
+    # 60 columns are no whole panels.
+    odd = arrange(graphs["odd"], TARGETS["x86-vnni"])
+    assert not any(isinstance(node.op, Together) for node in odd)
 
 
 def test_moves_behind_what_no_kernel_takes_are_all_made():

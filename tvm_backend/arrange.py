@@ -29,6 +29,7 @@ from iqvit.ops.slice import Slice
 from iqvit.ops.upsample_nearest import UpsampleNearest
 from iqvit.tvm_backend.channels_last import TO_FIRST, TO_LAST, ChannelsLast
 from iqvit.tvm_backend.fold_saturation import fold_saturation
+from iqvit.tvm_backend.join_products import join_products
 from iqvit.tvm_backend.targets import Target
 
 IMAGES = (MaxPool, AvgPool, UpsampleNearest)
@@ -42,15 +43,15 @@ PLANES = 4
 
 
 def arrange(graph: IntGraph, target: Target) -> IntGraph:
-    """The same program as the fast kernels like it: saturations folded, and the images around
-    convolutions channels-last.
+    """The same program as the fast kernels like it: saturations folded, products of the same rows
+    together, and the images around convolutions channels-last.
 
     The graph itself where the target has no fast kernels or nothing is to be done. The outputs are
     the same; a node keeps its name where one node still stands for its value.
     """
     if target.isa is None:
         return graph
-    graph = fold_saturation(graph)
+    graph = join_products(fold_saturation(graph), target.isa)
     if not any(_is_convolution(graph, node) for node in graph):
         return graph
     state = _Arrangement(graph, GraphBuilder(), {}, {})

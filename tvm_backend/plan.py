@@ -51,10 +51,12 @@ from iqvit.tvm_backend.kernels.row_scale import row_peak, row_quantise
 from iqvit.tvm_backend.kernels.rows import row_linear
 from iqvit.tvm_backend.kernels.topk import topk
 from iqvit.tvm_backend.targets import Target
+from iqvit.tvm_backend.together import Together
 
 FAST: dict[type[Op], Callable[[IntGraph, Group, Isa], Call | None]] = {
     Linear: linear,
     RowLinear: row_linear,
+    Together: row_linear,
     RowPeak: row_peak,
     RowQuantise: row_quantise,
     Add: elementwise,

@@ -1,11 +1,12 @@
 """`row_linear` on the int8 GEMM: rows that have their own scale."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from iqvit.intgraph import IntGraph
+from iqvit.intgraph import IntGraph, Node
 from iqvit.inttype import LIMITS, IntType
 from iqvit.ops.row_linear import FRACTION as BIAS_FRACTION
 from iqvit.ops.row_linear import RowLinear
@@ -33,16 +34,16 @@ from iqvit.tvm_backend.kernels.script import Buffer, Expr, T
 from iqvit.tvm_backend.kernels.stage_form import Stage
 from iqvit.tvm_backend.kernels.stages import emit_stages
 from iqvit.tvm_backend.kernels.vector import HALVES, clamp, lanes_of, span, splat
+from iqvit.tvm_backend.together import Together
 
 
 def row_linear(graph: IntGraph, group: Group, isa: Isa) -> Call | None:
-    """The call for a `row_linear` and its followers; None where this kernel does not fit."""
+    """The call for a `row_linear`, or several together, and what follows it; None where this kernel
+    does not fit."""
     node = group.head
-    op = node.op
-    if not isinstance(op, RowLinear) or op.shift < 1:
-        return None
+    parts = _parts(graph, node)
     followed = followers_of(graph, group, isa)
-    if followed is None:
+    if followed is None or not parts or any(op.shift < 1 for op, _ in parts):
         return None
     stages, values = followed
     x = graph[node.inputs[0]].type
@@ -51,9 +52,12 @@ def row_linear(graph: IntGraph, group: Group, isa: Isa) -> Call | None:
     m = math.prod(x.shape[:-1])
     out = group.last.type
     gemm = Gemm(m, n, k, x.dtype, None, out.dtype)
-    form, constants = form_of(op, graph.types_of(node))
-    if form is None:
+    forms = [form_of(op, types) for op, types in parts]
+    form, width = forms[0][0], n // len(parts)
+    alike = all(other == form for other, _ in forms)
+    if form is None or not alike or (len(parts) > 1 and (stages or width % isa.panel)):
         return None
+    columns, scalars = (np.concatenate(both) for both in zip(*(c for _, c in forms), strict=True))
     narrowed = _narrowed(form, stages, n, out, isa)
     order = "int32" if narrowed is None else out.dtype
     packed = pack_weights(
@@ -63,24 +67,32 @@ def row_linear(graph: IntGraph, group: Group, isa: Isa) -> Call | None:
         Extra("peak", (m,), "int32"),
         Extra("row_mult", (n,), "int32"),
         Extra("row_constant", (n,), "int64"),
-        Extra("scalars", (2,), "int64"),
+        Extra("scalars", (scalars.size,), "int64"),
         *(e for i, s in enumerate(stages) for e in s.extras(m, n, f"stage{i}_")),
     )
-    epilogue = _rescale(form, stages, narrowed, isa, out.dtype, whole=n % isa.panel == 0)
+    epilogue = _rescale(form, stages, narrowed, isa, out.dtype, width, whole=n % isa.panel == 0)
     if form.halved:
         mult = mult | mult << 16
     if n % isa.panel == 0:
-        mult, constants[0] = (in_column_order(v, order, isa) for v in (mult, constants[0]))
-        constants[0] = constants[0].reshape(-1, isa.lanes)[:, wide_order(isa.lanes)].reshape(-1)
-    fixed = (packed.weight, packed.bias, As(node.inputs[1], (m,)), mult, *constants)
+        mult, columns = (in_column_order(v, order, isa) for v in (mult, columns))
+        columns = columns.reshape(-1, isa.lanes)[:, wide_order(isa.lanes)].reshape(-1)
+    fixed = (packed.weight, packed.bias, As(node.inputs[1], (m,)), mult, columns, scalars)
     return Call(
         "_".join(["row_gemm", *(stage.op.NAME for stage in stages)]),
-        (gemm, form, tuple(stages), narrowed),
+        (gemm, form, tuple(stages), narrowed, width),
         lambda name: gemm_kernel(gemm, isa, name, extras, epilogue),
         (As(node.inputs[0], (m, k)), *fixed, *values),
         (m, n),
         gemm.out_dtype,
     )
+
+
+def _parts(graph: IntGraph, node: Node) -> list[tuple[RowLinear, Sequence[IntType]]]:
+    """The operators of a node and their operands' types; none if it is something else."""
+    op, types = node.op, graph.types_of(node)
+    if isinstance(op, Together):
+        return list(zip(op.ops, op.parts(*types), strict=True))
+    return [(op, types)] if isinstance(op, RowLinear) else []
 
 
 @dataclass(frozen=True)
@@ -111,7 +123,7 @@ def _narrowed(
     return (stages[-1].lo, stages[-1].hi) if stages else (form.lo, form.hi)
 
 
-def form_of(op: RowLinear, types: list[IntType]) -> tuple[Form | None, list[np.ndarray]]:
+def form_of(op: RowLinear, types: Sequence[IntType]) -> tuple[Form | None, list[np.ndarray]]:
     """The form, the constant of every column, and by how much accumulators and sums are shifted;
     None where 64 bits do not hold them.
 
@@ -143,12 +155,14 @@ def _rescale(
     narrowed: tuple[int, int] | None,
     isa: Isa,
     dtype: str,
+    width: int,
     *,
     whole: bool,
 ) -> Epilogue:
     """The epilogue: the row's and the column's factors, the bias, then the followers.
 
-    whole: whether all panels are, and the columns' constants in the order of `wide_order`.
+    width: columns that share their scalars; whole: whether all panels are, and the columns'
+    constants in the order of `wide_order`.
     """
     if narrowed is not None:  # the packs saturate
         lo, hi = LIMITS["int32"]
@@ -160,15 +174,17 @@ def _rescale(
     def epilogue(values: list[Expr], m: Expr, n: Expr, extras: tuple[Buffer, ...]) -> list[Expr]:
         peak, mult, constant, scalars = extras[:4]
         results: list[Expr] = []
+        part = 0 if scalars.shape[0] == 2 else n // width * 2
+        lift, shift = keep(scalars[part]), keep(scalars[part + 1])
         for i, value in enumerate(values):
             lanes = lanes_of(value)
             at = n + i * lanes
             factor = keep(_factor(form, mult[span(at, lanes)], peak[m], isa))
-            up = splat(T.Cast("int32", scalars[0]), "int32", lanes)
+            up = splat(T.Cast("int32", lift), "int32", lanes)
             raised = keep(value << up if form.raised else value)
             sums = widen(raised) * widen(factor)
             sums = sums + wide_elements(constant, at, lanes, ordered=whole)
-            results.append(keep(_shifted(form, sums, scalars[1])))
+            results.append(keep(_shifted(form, sums, shift)))
         results = emit_stages(stages, results, m, n, extras[4:], isa)
         if narrowed is not None:
             return [keep(result) for result in narrow(results, dtype, *narrowed, isa)]
