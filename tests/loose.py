@@ -8,7 +8,7 @@ from tvm import relax
 from iqvit.intgraph import GraphBuilder, Node
 from iqvit.ops.input import Input
 from iqvit.tvm_backend.fuse import Group
-from iqvit.tvm_backend.lower import Lowering
+from iqvit.tvm_backend.lower import Lowering, lower
 from iqvit.tvm_backend.pipeline import build
 from iqvit.tvm_backend.plan import FAST, Step
 from iqvit.tvm_backend.targets import TARGETS, missing_features
@@ -18,6 +18,12 @@ def needs(target):
     missing = missing_features(TARGETS[target].features)
     if missing:
         pytest.skip(f"this CPU lacks {', '.join(missing)}")
+
+
+def program(graph, target):
+    """A whole program compiled: a function of uint8 [1, C, H, W] to the arrays of its outputs."""
+    machine = relax.VirtualMachine(build(lower(graph, target), TARGETS[target]), tvm.cpu())
+    return lambda pixels: [value.numpy() for value in machine["main"](tvm.runtime.tensor(pixels))]
 
 
 class Loose:

@@ -39,7 +39,14 @@ def join_products(graph: IntGraph, isa: Isa) -> IntGraph:
         group, i = joined[node.name]
         axis, columns = len(node.type.shape) - 1, node.type.shape[-1]
         part = Slice(axis, i * columns, (i + 1) * columns, 1)
-        builder.add(node.name, part, [made[group[0].name]], qparams=node.qparams)
+        builder.add(
+            node.name,
+            part,
+            [made[group[0].name]],
+            qparams=node.qparams,
+            origin=node.origin,
+            source=node.source,
+        )
     return builder.finish(graph.outputs, graph.meta)
 
 
@@ -78,4 +85,5 @@ def _together(builder: GraphBuilder, graph: IntGraph, group: list[Node]) -> Node
         for names in zip(*(node.inputs[2:] for node in group), strict=True)
     ]
     op = Together(tuple(node.op for node in group if isinstance(node.op, RowLinear)))
-    return builder.add(f"{group[0].name}_together", op, [x, peak, *constants])
+    name, source = f"{group[0].name}_together", group[0].source
+    return builder.add(name, op, [x, peak, *constants], source=source)

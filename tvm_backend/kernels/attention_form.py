@@ -108,8 +108,10 @@ class Kernel:
 
     @property
     def weaves(self) -> bool:
-        """Whether products and probabilities are woven."""
-        return self.isa.woven > 0 and self.problem.words and self.problem.vanishes
+        """Whether products and probabilities are woven; what undoes an offset of the queries then
+        keeps keys that are none out."""
+        fits = self.problem.words and self.problem.vanishes
+        return self.isa.woven > 0 and fits and not self.signed
 
     @property
     def keys(self) -> int:
