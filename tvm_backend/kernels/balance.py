@@ -11,6 +11,12 @@ def parts_of(whole: int, part: int) -> list[int]:
     return [min(part, whole - begin) for begin in range(0, whole, part)]
 
 
+def even_tasks(whole: int, most: int) -> int:
+    """The fewest tasks of at most `most` each that two threads share evenly; one if it is enough."""
+    tasks = -(-whole // most)
+    return tasks if tasks == 1 else tasks + tasks % 2
+
+
 def slowness(costs: Sequence[float]) -> float:
     """Time of the slowest thread, times the threads, summed over `THREADS`.
 

@@ -267,25 +267,20 @@ def _subtract_if_fits(rest: Buffer, trial: Expr, digit: Expr) -> Expr:
 
 def total(value: Expr) -> Expr:
     """The sum of all lanes."""
-    lanes = lanes_of(value)
-    while lanes > 1:
-        lanes //= 2
-        low = T.Shuffle([value], list(range(lanes)))
-        high = T.Shuffle([value], list(range(lanes, 2 * lanes)))
-        value = keep(low + high)
-    return value
+    return _reduced(value, "add")
 
 
 def largest(value: Expr) -> Expr:
     """The largest lane, as int32."""
-    lanes = lanes_of(value)
-    while lanes > 1:
-        lanes //= 2
-        value = keep(value)
-        low = T.Shuffle([value], list(range(lanes)))
-        high = T.Shuffle([value], list(range(lanes, 2 * lanes)))
-        value = T.max(low, high)
-    return keep(as_int32(value))
+    least = "umax" if element_of(value).startswith("u") else "smax"
+    return keep(as_int32(_reduced(value, least)))
+
+
+def _reduced(value: Expr, function: str) -> Expr:
+    if lanes_of(value) == 1:
+        return value
+    name = f"llvm.vector.reduce.{function}"
+    return keep(T.call_llvm_pure_intrin(element_of(value), name, value))
 
 
 def parts_of(value: Expr, lanes: int) -> list[Expr]:

@@ -8,6 +8,7 @@ from iqvit.intgraph import IntGraph
 from iqvit.inttype import LIMITS
 from iqvit.ops.layernorm import LayerNorm
 from iqvit.tvm_backend.fuse import Group
+from iqvit.tvm_backend.kernels.balance import even_tasks
 from iqvit.tvm_backend.kernels.call import As, Call
 from iqvit.tvm_backend.kernels.integers import (
     as_int32,
@@ -19,12 +20,16 @@ from iqvit.tvm_backend.kernels.integers import (
     square_root,
     total,
     uniform_products,
+    upper_halves,
     widen,
 )
 from iqvit.tvm_backend.kernels.isa import Isa
 from iqvit.tvm_backend.kernels.row_scale import (
+    Read,
+    Rows,
     Scale,
     Write,
+    batch_of,
     emit_pieces,
     emit_scaled,
     offset_of,
@@ -40,10 +45,10 @@ from iqvit.tvm_backend.kernels.vector import (
     typed,
 )
 
-SCALARS = ("epsilon", "scale", "one", "half", "norm_shift", "shift", "offset")
+SCALARS = ("epsilon", "scale", "one", "lift", "half", "norm_shift", "shift", "offset")
 """What the function is given as int64, so that all layers of a shape share it: epsilon, how far
-the spread is scaled up, the numerator of the reciprocal, the shifts, and what is taken off before a
-row is scaled."""
+the spread is scaled up, the numerator of the reciprocal, how far centred values are scaled up, the
+shifts, and what is taken off before a row is scaled."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,8 @@ class Form:
     dtype: str
     lo: int
     hi: int
+    upper: bool
+    """Whether the upper halves of the products of centred values are enough."""
     scale: Scale | None
     """How the rows are stored at their own scales, beside their peaks; None: as they are."""
 
@@ -82,8 +89,11 @@ class _Kernel:
 
     @property
     def group(self) -> int:
-        """Rows whose roots are taken together: the int64 lanes of a vector."""
-        return self.isa.lanes // 2
+        """Rows whose roots are taken together, and the most of a task.
+
+        Two vectors of int64: each step of a root waits for the one before.
+        """
+        return self.isa.lanes
 
 
 def layernorm(graph: IntGraph, group: Group, isa: Isa) -> Call | None:
@@ -102,14 +112,17 @@ def layernorm(graph: IntGraph, group: Group, isa: Isa) -> Call | None:
         return None
     count = x.shape[-1]
     rows = x.size // count
-    form = Form(rows, count, x.dtype, op.dtype, op.lo, op.hi, scale)
+    lift = _lift(op, count * max(x.hi - x.lo, -x.lo, x.hi))
+    form = Form(rows, count, x.dtype, op.dtype, op.lo, op.hi, lift is not None, scale)
+    shift = op.norm_shift if lift is None else op.norm_shift + lift - 32
     scalars = np.array(
         [
             op.epsilon,
             2 * op.extra,
             1 << op.reciprocal,
-            1 << (op.norm_shift - 1),
-            op.norm_shift,
+            lift or 0,
+            1 << (op.norm_shift + (lift or 0) - 1),
+            shift,
             op.shift,
             offset_of(group.last.op),
         ],
@@ -124,6 +137,14 @@ def layernorm(graph: IntGraph, group: Group, isa: Isa) -> Call | None:
         form.stored,
         () if scale is None else (((rows,), "int32"),),
     )
+
+
+def _lift(op: LayerNorm, most: int) -> int | None:
+    """By how much centred values are shifted to the left so that normalised ones lie in the upper
+    halves of products; None where 32 bits do not hold them, and what they come of: at most `most`.
+    """
+    lift = max(0, 32 - op.norm_shift)
+    return lift if most << lift <= LIMITS["int32"][1] else None
 
 
 def layernorm_kernel(name: str, form: Form, isa: Isa) -> PrimFunc:
@@ -142,11 +163,10 @@ def layernorm_kernel(name: str, form: Form, isa: Isa) -> PrimFunc:
         out = T.arg("out", T.buffer(shape, form.stored))
         peak = None if form.scale is None else T.arg("peak", T.buffer((form.rows,), "int32"))
         kernel = _Kernel(form, isa, x, gain, bias, scalars, out, peak)
-        full, left = divmod(form.rows, kernel.group)
-        with T.parallel(full + (left > 0)) as block:
-            first = T.Bind(block * kernel.group)
-            here = kernel.group if left == 0 else T.Bind(T.min(kernel.group, form.rows - first))
-            _emit_rows(kernel, first, here)
+        tasks = even_tasks(form.rows, kernel.group)
+        with T.parallel(tasks) as task:
+            first, end = (T.Bind((task + i) * form.rows // tasks) for i in (0, 1))
+            _emit_rows(kernel, first, end - first)
     return builder.get()
 
 
@@ -161,8 +181,7 @@ def _emit_rows(kernel: _Kernel, first: Expr, here: Expr | int) -> None:
     root = T.Cast(typed("int32", lanes), square_root(scaled))
     inverse = quotient(kernel.scalar("one"), root)
     T.buffer_store(spreads, T.Cast(typed("int64", lanes), inverse), [span(0, lanes)])
-    with T.serial(here) as r:
-        _emit_row(kernel, first + r, sums[r], spreads[r])
+    _emit_results(kernel, first, here, sums, spreads)
 
 
 def _emit_sums(kernel: _Kernel, row: Expr, r: Expr, sums: Buffer, spreads: Buffer) -> None:
@@ -220,47 +239,71 @@ def long_sums(values: Expr, _: Isa) -> tuple[Expr, Expr]:
     return values, even + odd
 
 
-def _emit_row(kernel: _Kernel, row: Expr, row_sum: Expr, inverse: Expr) -> None:
-    """Store a row, at its own scale where it is to have one."""
+def _emit_results(kernel: _Kernel, first: Expr, here: Expr, sums: Buffer, inverses: Buffer) -> None:
+    """Store rows, at their own scales where they are to have such."""
     form = kernel.form
 
-    def write(value: Expr, start: Expr | int, lanes: int) -> None:
-        T.buffer_store(kernel.out, value, [row, span(start, lanes)])
+    def write(r: Expr) -> Write:
+        return lambda value, start, lanes: T.buffer_store(
+            kernel.out, value, [first + r, span(start, lanes)]
+        )
 
     if form.scale is None or kernel.peak is None:
-        _emit_normalised(kernel, row, row_sum, inverse, write)
+        with T.serial(here) as r:
+            _emit_normalised(kernel, first + r, sums[r], inverses[r], write(r))
         return
-    whole = T.alloc_buffer((form.count,), form.dtype, scope="global")
+    batch = min(batch_of(form.count), kernel.group)
+    whole = T.alloc_buffer((batch, form.count), form.dtype, scope="global")
+    offset, peak = keep(T.Cast("int32", kernel.scalar("offset"))), kernel.peak
+    with T.serial(-(-kernel.group // batch)) as i:
+        begin = T.Bind(i * batch)
+        count = T.Bind(T.max(T.min(batch, here - begin), 0))
 
-    def keep_back(value: Expr, start: Expr | int, lanes: int) -> None:
-        T.buffer_store(whole, value, [span(start, lanes)])
+        def keep_back(r: Expr) -> Write:
+            return lambda value, start, lanes: T.buffer_store(whole, value, [r, span(start, lanes)])
 
-    def read(start: Expr | int, lanes: int) -> Expr:
-        return whole[span(start, lanes)]
+        def read(r: Expr) -> Read:
+            return lambda start, lanes: whole[r, span(start, lanes)]
 
-    _emit_normalised(kernel, row, row_sum, inverse, keep_back)
-    offset = keep(T.Cast("int32", kernel.scalar("offset")))
-    peak = emit_scaled(form.scale, form.count, offset, read, write, kernel.isa)
-    T.buffer_store(kernel.peak, peak, [row])
+        def result(r: Expr) -> Write:
+            return write(begin + r)
+
+        with T.serial(count) as r:
+            at = begin + r
+            _emit_normalised(kernel, first + at, sums[at], inverses[at], keep_back(r))
+        rows = Rows(form.count, offset, read, result)
+        emit_scaled(
+            form.scale,
+            rows,
+            count,
+            lambda r, found: T.buffer_store(peak, found, [first + begin + r]),
+            kernel.isa,
+        )
 
 
 def _emit_normalised(
     kernel: _Kernel, row: Expr, row_sum: Expr, inverse: Expr, write: Write
 ) -> None:
     form, isa, count = kernel.form, kernel.isa, kernel.form.count
-    row_sum, inverse = keep(row_sum), keep(inverse)
-    shift = keep(T.Cast("int32", kernel.scalar("shift")))
+    shift, lift, norm_shift = (
+        keep(T.Cast("int32", kernel.scalar(name))) for name in ("shift", "lift", "norm_shift")
+    )
+    inverse = keep(inverse)
+    row_sum, times = keep(row_sum << lift), keep(T.int32(count) << lift)
 
     def piece(start: Expr | int, lanes: int) -> None:
         x = as_int32(kernel.x[row, span(start, lanes)])
-        centred = keep(x * splat(count, "int32", lanes) - splat(row_sum, "int32", lanes))
+        centred = keep(x * splat(times, "int32", lanes) - splat(row_sum, "int32", lanes))
         if lanes == isa.lanes:
             factor = splat(T.Cast("int32", inverse), "int32", lanes)
             product = uniform_products(centred, factor)
         else:
             product = widen(centred) * inverse
         scaled = product + kernel.scalar("half")
-        t = narrow(scaled >> kernel.scalar("norm_shift"))
+        if form.upper:
+            t = upper_halves(scaled) >> splat(norm_shift, "int32", lanes)
+        else:
+            t = narrow(scaled >> kernel.scalar("norm_shift"))
         acc = t * kernel.gain[span(start, lanes)] + kernel.bias[span(start, lanes)]
         value = clamp(acc >> splat(shift, "int32", lanes), form.lo, form.hi)
         write(as_type(value, form.dtype), start, lanes)

@@ -6,21 +6,44 @@ from dataclasses import dataclass
 import numpy as np
 
 from iqvit.intgraph import IntGraph
-from iqvit.inttype import LIMITS
 from iqvit.ops.base import Op
 from iqvit.ops.row_peak import RowPeak
 from iqvit.ops.row_quantise import FRACTION, RowQuantise
 from iqvit.tvm_backend.fuse import Group
+from iqvit.tvm_backend.kernels.balance import even_tasks
 from iqvit.tvm_backend.kernels.call import As, Call
 from iqvit.tvm_backend.kernels.integers import as_int32, as_type, keep, largest
 from iqvit.tvm_backend.kernels.isa import Isa
-from iqvit.tvm_backend.kernels.script import Expr, IRBuilder, PrimFunc, T
-from iqvit.tvm_backend.kernels.vector import function_attributes, pieces, span, splat
+from iqvit.tvm_backend.kernels.script import Buffer, Expr, IRBuilder, PrimFunc, T
+from iqvit.tvm_backend.kernels.vector import (
+    HALVES,
+    function_attributes,
+    lanes_of,
+    limits,
+    pieces,
+    span,
+    splat,
+    typed,
+)
 
 Read = Callable[[Expr | int, int], Expr]
 """`read(start, lanes)`: int16 elements of a row."""
 Write = Callable[[Expr, Expr | int, int], None]
 """`write(value, start, lanes)`: stores elements of a row."""
+ROWS = 16
+"""The most rows of which all peaks are found before the first is scaled."""
+BATCH = 16 * 1024
+"""Bytes of such rows, which L1 holds in between."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows that are scaled together: how their elements are read, and where those of row r go."""
+
+    count: int
+    offset: Expr
+    read: Callable[[Expr], Read]
+    write: Callable[[Expr], Write]
 
 
 @dataclass(frozen=True)
@@ -89,11 +112,12 @@ def row_quantise(graph: IntGraph, group: Group, isa: Isa) -> Call | None:
     op, x = node.op, graph[node.inputs[0]].type
     if not isinstance(op, RowQuantise):
         return None
-    shape, levels = (x.size // x.shape[-1], x.shape[-1]), op.levels
+    shape = (x.size // x.shape[-1], x.shape[-1])
+    scale = Scale(bool(op.one_sided), op.levels, node.type.dtype)
     return Call(
         "row_quantise",
-        (levels, shape, node.type.dtype),
-        lambda name: quantise_kernel(name, levels, shape, node.type.dtype, isa),
+        (scale, shape),
+        lambda name: quantise_kernel(name, scale, shape, isa),
         (As(node.inputs[0], shape), As(node.inputs[1], (shape[0],)), _given(op)),
         shape,
         node.type.dtype,
@@ -111,16 +135,17 @@ def scale_kernel(name: str, scale: Scale, shape: tuple[int, int], isa: Isa) -> P
         offset = T.arg("offset", T.buffer((1,), "int32"))
         out = T.arg("out", T.buffer(shape, scale.dtype))
         peak = T.arg("peak", T.buffer((rows,), "int32"))
-        with T.parallel(rows) as m:
-
-            def read(start: Expr | int, lanes: int) -> Expr:
-                return x[m, span(start, lanes)]
-
-            def write(value: Expr, start: Expr | int, lanes: int) -> None:
-                T.buffer_store(out, value, [m, span(start, lanes)])
-
-            found = emit_scaled(scale, count, offset[0], read, write, isa)
-            T.buffer_store(peak, found, [m])
+        tasks = even_tasks(rows, batch_of(count))
+        with T.parallel(tasks) as task:
+            first, end = (T.Bind((task + i) * rows // tasks) for i in (0, 1))
+            here = _rows_of(x, out, offset, first)
+            emit_scaled(
+                scale,
+                here,
+                end - first,
+                lambda r, found: T.buffer_store(peak, found, [first + r]),
+                isa,
+            )
     return builder.get()
 
 
@@ -142,77 +167,115 @@ def peak_kernel(name: str, one_sided: bool, shape: tuple[int, int], isa: Isa) ->
     return builder.get()
 
 
-def quantise_kernel(
-    name: str, levels: int, shape: tuple[int, int], dtype: str, isa: Isa
-) -> PrimFunc:
+def quantise_kernel(name: str, scale: Scale, shape: tuple[int, int], isa: Isa) -> PrimFunc:
     """`name(x int16 [rows, n], peak int32 [rows], offset int32 [1], out [rows, n])`, parallel over
     rows."""
     rows, count = shape
-    scale = Scale(False, levels, dtype)
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_name(name)
         T.func_attr(function_attributes(name))
         x = T.arg("x", T.buffer(shape, "int16"))
         peak = T.arg("peak", T.buffer((rows,), "int32"))
         offset = T.arg("offset", T.buffer((1,), "int32"))
-        out = T.arg("out", T.buffer(shape, dtype))
+        out = T.arg("out", T.buffer(shape, scale.dtype))
         with T.parallel(rows) as m:
-
-            def read(start: Expr | int, lanes: int) -> Expr:
-                return x[m, span(start, lanes)]
-
-            def write(value: Expr, start: Expr | int, lanes: int) -> None:
-                T.buffer_store(out, value, [m, span(start, lanes)])
-
-            _emit_quantised(scale, count, peak[m], offset[0], read, write, isa)
+            here = _rows_of(x, out, offset, T.int32(0))
+            _emit_quantised(scale, here, _inverse(scale, peak[m]), m, isa)
     return builder.get()
 
 
-def emit_scaled(scale: Scale, count: int, offset: Expr, read: Read, write: Write, isa: Isa) -> Expr:
-    """Write a row of `count` elements at its own scale; returns its peak."""
-    peak = keep(_emit_peak(scale.one_sided, count, offset, read, isa))
-    _emit_quantised(scale, count, peak, offset, read, write, isa)
-    return peak
+def _rows_of(x: Buffer, out: Buffer, offset: Buffer, first: Expr) -> Rows:
+    """Those from row `first` of a kernel's input on."""
+
+    def read(r: Expr) -> Read:
+        return lambda start, lanes: x[first + r, span(start, lanes)]
+
+    def write(r: Expr) -> Write:
+        return lambda value, start, lanes: T.buffer_store(
+            out, value, [first + r, span(start, lanes)]
+        )
+
+    return Rows(int(x.shape[1]), keep(offset[0]), read, write)
+
+
+def batch_of(count: int) -> int:
+    """How many rows of `count` int16 elements are scaled together."""
+    return max(1, min(ROWS, BATCH // (2 * count)))
+
+
+def emit_scaled(
+    scale: Scale, rows: Rows, here: Expr | int, store: Callable[[Expr, Expr], None], isa: Isa
+) -> None:
+    """Write `here` rows, at most `ROWS`, each at its own scale, and `store(r, peak)` of each.
+
+    All peaks first: finding one is a chain of steps, which those of the next rows hide.
+    """
+    inverses = T.alloc_buffer((ROWS,), "int32", scope="global")
+    with T.serial(here) as r:
+        peak = keep(_emit_peak(scale.one_sided, rows.count, rows.offset, rows.read(r), isa))
+        store(r, peak)
+        T.buffer_store(inverses, _inverse(scale, peak), [r])
+    with T.serial(here) as r:
+        _emit_quantised(scale, rows, inverses[r], r, isa)
+
+
+def _inverse(scale: Scale, peak: Expr) -> Expr:
+    return T.truncdiv(T.int32(scale.levels << FRACTION), peak)
 
 
 def _emit_peak(one_sided: bool, count: int, offset: Expr, read: Read, isa: Isa) -> Expr:
     width = 2 * isa.lanes
     lane = span(0, width)
-    most = T.alloc_buffer((width,), "int16", scope="global")
-    least = T.alloc_buffer((width,), "int16", scope="global")
-    T.buffer_store(most, splat(LIMITS["int16"][0], "int16", width), [lane])
-    T.buffer_store(least, splat(LIMITS["int16"][1], "int16", width), [lane])
+    # The size of -2**15 is a number without a sign.
+    dtype = "int16" if one_sided else "uint16"
+    most = T.alloc_buffer((width,), dtype, scope="global")
+    T.buffer_store(most, splat(limits(dtype)[0], dtype, width), [lane])
 
     def piece(start: Expr | int, lanes: int) -> None:
         value, here = keep(read(start, lanes)), span(0, lanes)
-        T.buffer_store(most, T.max(most[here], value), [here])
         if not one_sided:
-            T.buffer_store(least, T.min(least[here], value), [here])
+            size = keep(T.max(value, splat(0, "int16", lanes) - value))
+            value = T.reinterpret(typed("uint16", lanes), size)
+        T.buffer_store(most, T.max(most[here], value), [here])
 
     emit_pieces(count, width, piece)
     peak = largest(most[lane])
-    if one_sided:
-        peak = peak - offset
-    else:
-        # -1 - least is its size less one, and fits in int16 whatever it is.
-        flipped = least[lane] ^ splat(-1, "int16", width)
-        peak = T.max(peak, largest(flipped) + 1)
-    return T.max(peak, T.int32(1))
+    return T.max(peak - offset if one_sided else peak, T.int32(1))
 
 
-def _emit_quantised(
-    scale: Scale, count: int, peak: Expr, offset: Expr, read: Read, write: Write, isa: Isa
-) -> None:
-    inverse = keep(T.truncdiv(T.int32(scale.levels << FRACTION), peak))
+def _emit_quantised(scale: Scale, rows: Rows, factor: Expr, r: Expr, isa: Isa) -> None:
+    read, write, inverse = rows.read(r), rows.write(r), keep(factor)
+
+    def shifted(start: Expr | int, lanes: int) -> Expr:
+        value = as_int32(read(start, lanes))
+        return value - splat(rows.offset, "int32", lanes) if scale.one_sided else value
 
     def piece(start: Expr | int, lanes: int) -> None:
-        shifted = as_int32(read(start, lanes)) - splat(offset, "int32", lanes)
-        product = shifted * splat(inverse, "int32", lanes)
+        if lanes > isa.lanes:
+            twice = [shifted(start + i, isa.lanes) for i in (0, isa.lanes)]
+            write(_upper_bytes(twice, inverse, scale.dtype), start, lanes)
+            return
+        product = shifted(start, lanes) * splat(inverse, "int32", lanes)
         rounded = product + splat(1 << (FRACTION - 1), "int32", lanes)
         value = rounded >> splat(FRACTION, "int32", lanes)
         write(as_type(value, scale.dtype), start, lanes)
 
-    emit_pieces(count, isa.lanes, piece)
+    emit_pieces(rows.count, (2 if isa.lanes > HALVES else 1) * isa.lanes, piece)
+
+
+def _upper_bytes(values: list[Expr], inverse: Expr, dtype: str) -> Expr:
+    """Two vectors, scaled and rounded: with twice the factor, results are the upper bytes of sums,
+    which one permutation picks. 255 steps then fit 32 bits without a sign."""
+    lanes = lanes_of(values[0])
+    wide = "uint32" if dtype == "uint8" else "int32"
+    factor = keep(T.Cast(wide, inverse) * splat(2, wide, 1))
+    half = splat(1 << FRACTION, wide, lanes)
+    sums = []
+    for value in values:
+        product = T.reinterpret(typed(wide, lanes), value) * splat(factor, wide, lanes)
+        sums.append(T.reinterpret(typed("int8", 4 * lanes), keep(product + half)))
+    upper = T.Shuffle(sums, list(range(3, 8 * lanes, 4)))
+    return T.reinterpret(typed(dtype, 2 * lanes), upper)
 
 
 def emit_pieces(count: int, width: int, piece: Callable[[Expr | int, int], None]) -> None:
