@@ -12,7 +12,7 @@ def parts_of(whole: int, part: int) -> list[int]:
 
 
 def even_tasks(whole: int, most: int) -> int:
-    """The fewest tasks of at most `most` each that two threads share evenly; one if it is enough."""
+    """The fewest tasks of at most `most` each that two threads share evenly, or one."""
     tasks = -(-whole // most)
     return tasks if tasks == 1 else tasks + tasks % 2
 

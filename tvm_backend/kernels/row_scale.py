@@ -170,7 +170,7 @@ def peak_kernel(name: str, one_sided: bool, shape: tuple[int, int], isa: Isa) ->
 def quantise_kernel(name: str, scale: Scale, shape: tuple[int, int], isa: Isa) -> PrimFunc:
     """`name(x int16 [rows, n], peak int32 [rows], offset int32 [1], out [rows, n])`, parallel over
     rows."""
-    rows, count = shape
+    rows = shape[0]
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_name(name)
         T.func_attr(function_attributes(name))
