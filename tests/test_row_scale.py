@@ -10,8 +10,9 @@ from tvm import relax
 
 from iqvit.interpret import run
 from iqvit.intgraph import GraphBuilder
-from iqvit.inttype import QParams
-from iqvit.ops import LayerNorm, RowPeak, RowQuantise
+from iqvit.inttype import LIMITS, QParams
+from iqvit.ops import LayerNorm, RowLinear, RowPeak, RowQuantise
+from iqvit.ops.add import Add
 from iqvit.ops.input import Input
 from iqvit.ops.linear import Linear
 from iqvit.ops.reshape import Reshape
@@ -59,6 +60,26 @@ class Rows:
         if side[0]:
             op = LayerNorm(**{**vars(op), "lo": -90})
         return self.builder.add("normal", op, [wide, *nodes])
+
+    def multiply(self, columns):
+        """The scaled rows times a matrix, and the same of the lines added: a residual sum."""
+        rng, builder = np.random.default_rng(columns), self.builder
+        count = self.last.type.shape[-1]
+        weight = builder.constant("w1", rng.integers(-127, 128, (columns, count)).astype(np.int8))
+        bias = builder.constant("b1", rng.integers(-(2**14), 2**14, columns).astype(np.int32))
+        factors = builder.constant("f1", rng.integers(2**14, 2**15, columns).astype(np.int32))
+        shift = int(np.log2(count * 127 * 255 * 2.0**30)) - 26
+        op = RowLinear(shift, "int32", -(2**19) + 1, 2**19 - 1)
+        product = builder.add("product", op, [self.scaled, self.peak, weight, bias, factors])
+        beside = builder.constant("w2", rng.integers(-127, 128, (columns, 8)).astype(np.int8))
+        zero = builder.constant("b2", np.zeros(columns, np.int32))
+        half = builder.constant("m2", np.full(columns, 2**30, np.int32))
+        lines = builder.nodes["lines"]
+        residual = builder.add(
+            "residual", Linear(31, 0, "int32", *LIMITS["int32"]), [lines, beside, zero, half]
+        )
+        op = Add.of(QParams.of(0.01), QParams.of(0.03), QParams.of(0.02), "int32")
+        return builder.add("sum", op, [product, residual])
 
     def finish(self, **more):
         return self.builder.finish({"scaled": "scaled", "peak": "peak", **more}, {})
@@ -120,3 +141,30 @@ def test_a_gemm_of_more_weights_than_the_cache_holds_is_halved(target):
     form = gemm.Gemm(197, 24 * 64, 384, "uint8", None, "int32")
     kernel = gemm.Kernel(form, target.isa, *[None] * 5, (), None, None)
     assert gemm.stretch_of(kernel, 33) == 12
+
+
+@pytest.mark.parametrize("side", SIDES.values(), ids=SIDES)
+@pytest.mark.parametrize(("rows", "count"), [(1, 64), (4, 33), (15, 200), (3, 768)])
+def test_rows_are_scaled_where_they_are_multiplied(rows, count, side, target):
+    made = Rows(rows, count, side, False)
+    total = made.multiply(128)
+    graph = made.builder.finish({"sum": total.name}, {})
+    kernels = compare(graph, target)
+    assert kernels[-1] == "row_gemm_add"
+    assert ("row_scale" in kernels) == (target.isa.woven == 0)
+
+
+@pytest.mark.parametrize("other", ["peak", "scaled"])
+def test_scaled_rows_that_others_read_are_stored(other, target):
+    made = Rows(4, 64, (0, 0), False)
+    total = made.multiply(64)
+    graph = made.builder.finish({"sum": total.name, "other": other}, {})
+    assert "row_scale" in compare(graph, target)
+
+
+def test_rows_that_would_be_scaled_twice_are_scaled_before(target, monkeypatch):
+    monkeypatch.setattr("iqvit.tvm_backend.kernels.gemm_form.PANEL_BYTES", 64 * 96)
+    made = Rows(4, 96, (0, 0), False)
+    total = made.multiply(128)
+    graph = made.builder.finish({"sum": total.name}, {})
+    assert "row_scale" in compare(graph, target)

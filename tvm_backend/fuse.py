@@ -82,8 +82,11 @@ def groups(graph: IntGraph, stored: Collection[str] = ()) -> list[Group]:
     for node in graph:
         if isinstance(node.op, (Constant, Input)) or node.name in taken:
             continue
-        followers = _scaling(node, readers, outputs) or tuple(_followers(node, only, taken))
-        group = Group(node, followers)
+        scaling = _scaling(node, readers, outputs)
+        product = _product(node, scaling, readers, outputs)
+        last = product[-1] if product else node
+        followers = () if scaling and not product else tuple(_followers(last, only, taken))
+        group = Group(node, (*scaling, *product, *followers))
         taken.update(member.name for member in group.nodes)
         found.append(group)
     # A follower may read values that are computed after the head.
@@ -110,6 +113,24 @@ def _scaling(
         if last and all(node.name in other.inputs for other in others):
             return (node,)
     return ()
+
+
+def _product(
+    head: Node,
+    scaling: tuple[Node, ...],
+    readers: Mapping[str, list[Node]],
+    outputs: Collection[str],
+) -> tuple[Node, ...]:
+    """The `row_linear` that alone reads the rows which `head` and `scaling` scale, and their peaks;
+    its kernel may scale them."""
+    if not isinstance(head.op, RowPeak) or len(scaling) != 1:
+        return ()
+    scaled = scaling[0]
+    if {head.name, scaled.name} & set(outputs) or len(readers[head.name]) != 2:
+        return ()
+    found = tuple(readers[scaled.name])
+    fits = len(found) == 1 and isinstance(found[0].op, RowLinear)
+    return found if fits and found[0].inputs[:2] == (scaled.name, head.name) else ()
 
 
 def _followers(head: Node, readers: dict[str, Node], taken: set[str]) -> Iterator[Node]:

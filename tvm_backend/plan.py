@@ -47,8 +47,8 @@ from iqvit.tvm_backend.kernels.layernorm import layernorm
 from iqvit.tvm_backend.kernels.linear import linear, portable_linear
 from iqvit.tvm_backend.kernels.matmul import matmul
 from iqvit.tvm_backend.kernels.patches import patch_embedding
-from iqvit.tvm_backend.kernels.row_scale import row_peak, row_quantise
-from iqvit.tvm_backend.kernels.rows import row_linear
+from iqvit.tvm_backend.kernels.row_scale import row_quantise
+from iqvit.tvm_backend.kernels.rows import row_linear, row_peak
 from iqvit.tvm_backend.kernels.topk import topk
 from iqvit.tvm_backend.targets import Target
 from iqvit.tvm_backend.together import Together

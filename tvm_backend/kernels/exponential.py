@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from iqvit.ops.exp2 import C1, C2, C3, OCTAVES, ONE, Exp2
+from iqvit.tvm_backend.kernels.instructions import high_product
 from iqvit.tvm_backend.kernels.integers import keep, madd
 from iqvit.tvm_backend.kernels.isa import Isa
 from iqvit.tvm_backend.kernels.script import Expr, T
@@ -10,7 +11,6 @@ from iqvit.tvm_backend.kernels.vector import HALVES, lanes_of, splat, typed
 
 BYTES = 4
 """Vectors that `emit_exp2_bytes` takes, one for each byte of an int32."""
-_HIGH_PRODUCT = "llvm.x86.avx512.pmulhu.w.512"
 _SHIFT_LEFT = "llvm.x86.avx512.psllv.w.512"
 _SHIFT_RIGHT = "llvm.x86.avx512.psrlv.w.512"
 
@@ -128,15 +128,12 @@ def _doubled(words: Words) -> Expr:
     def word(value: int) -> Expr:
         return T.broadcast(T.uint16(value), 2 * lanes)
 
-    def high(a: Expr, b: Expr) -> Expr:
-        return T.call_llvm_pure_intrin(kind, _HIGH_PRODUCT, a, b)
-
     def right(a: Expr, shift: Expr) -> Expr:
         return T.call_llvm_pure_intrin(kind, _SHIFT_RIGHT, a, shift)
 
     both = T.reinterpret(kind, words.steps)
     multiplier = T.broadcast(T.Cast("uint16", exp.multiplier), 2 * lanes)
-    upper, lower = keep(high(both, multiplier)), keep(both * multiplier)
+    upper, lower = keep(high_product(both, multiplier)), keep(both * multiplier)
 
     def count(value: Expr) -> Expr:
         return T.broadcast(T.Cast("uint16", value), 2 * lanes)
@@ -149,12 +146,12 @@ def _doubled(words: Words) -> Expr:
         )
     else:
         scale = count(T.int32(1) << (T.int32(17) - exp.shift))
-        octave, rest, raised = high(upper, scale), high(lower, scale), upper * scale
+        octave, rest, raised = high_product(upper, scale), high_product(lower, scale), upper * scale
     g = keep((raised | rest) & word(0xFFFE))
-    inner = keep(word(C2) - high(g, word(C3)))
-    middle = keep(word(C1) - high(g, inner))
-    part = keep(word(ONE) - high(g, middle))
+    inner = keep(word(C2) - high_product(g, word(C3)))
+    middle = keep(word(C1) - high_product(g, inner))
+    part = keep(word(ONE) - high_product(g, middle))
     above = keep(part + word(127))
-    b = keep(part + part - (above >> word(7) if words.shifts else high(above, word(512))))
+    b = keep(part + part - (above >> word(7) if words.shifts else high_product(above, word(512))))
     shifted = keep(right(b, keep(octave + word(7))))
     return keep(T.reinterpret(typed("int32", lanes), shifted + word(1)))

@@ -8,7 +8,15 @@ int16 operands and rows that are no whole number of groups go through a block-si
 """
 
 from iqvit.tvm_backend.kernels.balance import parts_of, slowness
-from iqvit.tvm_backend.kernels.gemm_form import Epilogue, Extra, Gemm, Kernel, scalars_arg
+from iqvit.tvm_backend.kernels.gemm_form import (
+    Epilogue,
+    Extra,
+    Gemm,
+    Kernel,
+    groups_of,
+    panels_of,
+    scalars_arg,
+)
 from iqvit.tvm_backend.kernels.gemm_operands import emit_copy, scratch_of
 from iqvit.tvm_backend.kernels.gemm_stores import Stash, emit_stores
 from iqvit.tvm_backend.kernels.gemm_woven import emit_woven_tasks, weaves
@@ -28,16 +36,22 @@ def gemm_kernel(
     extras: tuple[Extra, ...] = (),
     epilogue: Epilogue | None = None,
 ) -> PrimFunc:
-    """The GEMM as a TIR function `name(x, weight, bias, [mult, [scalars,]] *extras, out)`.
+    """The GEMM as a TIR function `name(x, weight, bias, [mult, [scalars,]] [offset,] *extras, out,
+    [peak])`.
 
     x `gemm.x_dtype` [m, k]; weight, bias and mult as `packing.pack_weights` makes them for
     `dtype=gemm.value_dtype`; out `gemm.out_dtype` [m, n]. Parallel over blocks of the output.
+
+    With `gemm.scale` x is int16, and what is multiplied are its rows at their own scales: offset
+    int32 [1] is taken off first, and peak int32 [m] is a further output, and the first of the
+    epilogue's extras.
     """
-    groups, panels = -(-gemm.k // isa.k_group), -(-gemm.n // isa.panel)
+    groups, panels = groups_of(gemm, isa), panels_of(gemm, isa)
+    scaled = gemm.scale is not None
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_name(name)
         T.func_attr(function_attributes(name))
-        x = T.arg("x", T.buffer((gemm.m, gemm.k), gemm.x_dtype))
+        x = T.arg("x", T.buffer((gemm.m, gemm.k), "int16" if scaled else gemm.x_dtype))
         weight_shape = (panels, groups, isa.vectors, isa.group_weights)
         weight = T.arg("weight", T.buffer(weight_shape, isa.weight))
         bias = T.arg("bias", T.buffer((panels, isa.vectors, isa.lanes), "int32"))
@@ -46,10 +60,15 @@ def gemm_kernel(
             shape = (panels, isa.vectors, 3, isa.lanes)
             mult = T.arg("mult", T.buffer(shape, "int32"))
             scalars = scalars_arg(gemm, gemm.requant)
+        offset = T.arg("offset", T.buffer((1,), "int32")) if scaled else None
         buffers = tuple(T.arg(e.name, T.buffer(e.shape, e.dtype)) for e in extras)
         out = T.arg("out", T.buffer((gemm.m, gemm.n), gemm.out_dtype))
-        kernel = Kernel(gemm, isa, x, weight, bias, mult, scalars, buffers, out, epilogue)
-        if weaves(kernel):
+        scaling = None
+        if offset is not None:
+            peak = T.arg("peak", T.buffer((gemm.m,), "int32"))
+            scaling, buffers = (offset, peak), (peak, *buffers)
+        kernel = Kernel(gemm, isa, x, weight, bias, mult, scalars, buffers, out, epilogue, scaling)
+        if weaves(gemm, isa):
             emit_woven_tasks(kernel)
         else:
             _emit_tasks(kernel)

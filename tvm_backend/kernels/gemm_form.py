@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from iqvit.tvm_backend.kernels.isa import Isa
 from iqvit.tvm_backend.kernels.products import Products
 from iqvit.tvm_backend.kernels.requant import Requant, Scalars, constants_of
+from iqvit.tvm_backend.kernels.row_scale import Scale
 from iqvit.tvm_backend.kernels.script import Buffer, Expr, T
 from iqvit.tvm_backend.kernels.vector import bits_of
 
@@ -31,6 +32,8 @@ class Gemm:
     """None: the epilogue (or the output) gets the int32 accumulators including the bias."""
     out_dtype: str
     """Type of the stored output; differs from `requant.dtype` only by an epilogue."""
+    scale: Scale | None = None
+    """How x comes about of int16 rows, which are read instead; None: x is read."""
     given: bool = False
     """Whether the function is given the numbers of `requant` (`requant.scalars_of`), after the
     multipliers, so that GEMMs of one `requant.form_of` share it."""
@@ -64,23 +67,23 @@ class Kernel:
     extras: tuple[Buffer, ...]
     out: Buffer
     epilogue: Epilogue | None
+    scaling: tuple[Buffer, Buffer] | None = None
+    """What is taken off rows before they are scaled, and where their peaks go."""
 
     @property
     def groups(self) -> int:
         """Groups of K."""
-        return -(-self.gemm.k // self.isa.k_group)
+        return groups_of(self.gemm, self.isa)
 
     @property
     def panels(self) -> int:
         """Panels of columns."""
-        return -(-self.gemm.n // self.isa.panel)
+        return panels_of(self.gemm, self.isa)
 
     @property
     def longest_stretch(self) -> int:
         """The most panels that the cache holds while all rows pass over them."""
-        vectors = self.groups * self.isa.vectors
-        panel_bytes = vectors * self.isa.group_weights * bits_of(self.isa.weight) // 8
-        return min(self.panels, max(1, PANEL_BYTES // panel_bytes))
+        return longest_stretch(self.gemm, self.isa)
 
     def products(self, panel: Expr, rows: int) -> Products:
         """Those of a block of rows with a panel."""
@@ -92,7 +95,26 @@ class Kernel:
     @property
     def copies(self) -> bool:
         """Whether `dot` cannot read x where it lies."""
-        return self.gemm.x_dtype != self.isa.operand or self.gemm.k % self.isa.k_group != 0
+        gemm, isa = self.gemm, self.isa
+        read = gemm.scale is None and gemm.x_dtype == isa.operand
+        return not read or gemm.k % isa.k_group != 0
+
+
+def groups_of(gemm: Gemm, isa: Isa) -> int:
+    """Groups of K."""
+    return -(-gemm.k // isa.k_group)
+
+
+def panels_of(gemm: Gemm, isa: Isa) -> int:
+    """Panels of columns."""
+    return -(-gemm.n // isa.panel)
+
+
+def longest_stretch(gemm: Gemm, isa: Isa) -> int:
+    """The most panels that the cache holds while all rows pass over them."""
+    vectors = groups_of(gemm, isa) * isa.vectors
+    panel_bytes = vectors * isa.group_weights * bits_of(isa.weight) // 8
+    return min(panels_of(gemm, isa), max(1, PANEL_BYTES // panel_bytes))
 
 
 def scalars_arg(gemm: Gemm, requant: Requant) -> Scalars:

@@ -1,6 +1,8 @@
 """Activations as a GEMM's dot products read them, where they do not lie so."""
 
 from iqvit.tvm_backend.kernels.gemm_form import Kernel
+from iqvit.tvm_backend.kernels.integers import keep
+from iqvit.tvm_backend.kernels.row_scale import Read, Rows, Write, emit_scaled
 from iqvit.tvm_backend.kernels.script import Buffer, Expr, T
 from iqvit.tvm_backend.kernels.vector import pieces, span, splat, typed
 
@@ -13,9 +15,10 @@ def scratch_of(kernel: Kernel, rows: int) -> Buffer:
 
 def emit_copy(kernel: Kernel, scratch: Buffer, rows: int, row0: Expr) -> None:
     """A block of x as `dot` reads it; the padding is zero and so are the weights against it."""
+    if kernel.scaling is not None:
+        _emit_scaled(kernel, scratch, rows, row0, *kernel.scaling)
+        return
     gemm, isa = kernel.gemm, kernel.isa
-    width = kernel.groups * isa.k_group
-    dtype = isa.stored
     widest = isa.slots
     whole = gemm.k // widest
 
@@ -24,15 +27,45 @@ def emit_copy(kernel: Kernel, scratch: Buffer, rows: int, row0: Expr) -> None:
         T.buffer_store(scratch, operand(value, kernel, lanes), [row, span(start, lanes)])
 
     with T.serial(rows) as row:
-        if width != gemm.k:
-            T.buffer_store(
-                scratch, splat(0, dtype, isa.k_group), [row, span(width - isa.k_group, isa.k_group)]
-            )
+        _emit_padding(kernel, scratch, row)
         if whole:
             with T.serial(whole) as chunk:
                 move(row, chunk * widest, widest)
         for offset, lanes in pieces(gemm.k - whole * widest, widest):
             move(row, whole * widest + offset, lanes)
+
+
+def _emit_padding(kernel: Kernel, scratch: Buffer, row: Expr) -> None:
+    group, width = kernel.isa.k_group, int(scratch.shape[1])
+    if width != kernel.gemm.k:
+        zeros = splat(0, kernel.isa.stored, group)
+        T.buffer_store(scratch, zeros, [row, span(width - group, group)])
+
+
+def _emit_scaled(
+    kernel: Kernel, scratch: Buffer, rows: int, row0: Expr, offset: Buffer, peak: Buffer
+) -> None:
+    """The same of rows that get their own scales, and their peaks."""
+    gemm = kernel.gemm
+
+    def at(row: Expr) -> Expr:
+        return T.min(row0 + row, gemm.m - 1)
+
+    def read(row: Expr) -> Read:
+        return lambda start, lanes: kernel.x[at(row), span(start, lanes)]
+
+    def write(row: Expr) -> Write:
+        _emit_padding(kernel, scratch, row)
+        return lambda value, start, lanes: T.buffer_store(
+            scratch, operand(value, kernel, lanes), [row, span(start, lanes)]
+        )
+
+    def store(row: Expr, found: Expr) -> None:
+        T.buffer_store(peak, found, [at(row)])
+
+    if gemm.scale is not None:
+        source = Rows(gemm.k, keep(offset[0]), read, write)
+        emit_scaled(gemm.scale, source, rows, store, kernel.isa)
 
 
 def operand(value: Expr, kernel: Kernel, lanes: int) -> Expr:

@@ -8,11 +8,18 @@ and a row of them is requantised and stored among each share of these.
 
 from collections.abc import Callable
 
-from iqvit.tvm_backend.kernels.gemm_form import Kernel
+from iqvit.tvm_backend.kernels.gemm_form import (
+    Gemm,
+    Kernel,
+    groups_of,
+    longest_stretch,
+    panels_of,
+)
 from iqvit.tvm_backend.kernels.gemm_operands import emit_copy, scratch_of
 from iqvit.tvm_backend.kernels.gemm_stores import Stash, store_row
 from iqvit.tvm_backend.kernels.integers import keep
 from iqvit.tvm_backend.kernels.interleave import MARK, woven
+from iqvit.tvm_backend.kernels.isa import Isa
 from iqvit.tvm_backend.kernels.products import Products, Read
 from iqvit.tvm_backend.kernels.script import Buffer, Expr, T
 from iqvit.tvm_backend.kernels.vector import span
@@ -25,19 +32,24 @@ MOST = 12
 """Groups of K that are woven with a row of results; what is left of its share follows."""
 
 
-def weaves(kernel: Kernel) -> bool:
+def weaves(gemm: Gemm, isa: Isa) -> bool:
     """Whether the instruction set is for it, and the GEMM has whole panels and enough to weave."""
-    rows = _rows(kernel)
-    return rows > 1 and kernel.gemm.n % kernel.isa.panel == 0 and kernel.groups >= rows
+    rows = _rows(gemm, isa)
+    return rows > 1 and gemm.n % isa.panel == 0 and groups_of(gemm, isa) >= rows
 
 
-def _rows(kernel: Kernel) -> int:
-    return min(kernel.gemm.m, kernel.isa.woven)
+def passes_once(gemm: Gemm, isa: Isa) -> bool:
+    """Whether it weaves, and a task reads rows once, for all columns."""
+    return weaves(gemm, isa) and longest_stretch(gemm, isa) == panels_of(gemm, isa)
+
+
+def _rows(gemm: Gemm, isa: Isa) -> int:
+    return min(gemm.m, isa.woven)
 
 
 def emit_woven_tasks(kernel: Kernel) -> None:
     """The whole GEMM, parallel over tasks."""
-    rows = _rows(kernel)
+    rows = _rows(kernel.gemm, kernel.isa)
     stretch = max(n for n in range(1, kernel.longest_stretch + 1) if kernel.panels % n == 0)
     blocks = -(-kernel.gemm.m // rows) * kernel.panels
     tasks = min(blocks, max(TASKS, blocks // TASK_BLOCKS // TASKS * TASKS))

@@ -2,7 +2,7 @@
 
 from iqvit.tvm_backend.kernels.isa import Isa
 from iqvit.tvm_backend.kernels.script import Expr, T
-from iqvit.tvm_backend.kernels.vector import clamp, lanes_of, limits, typed
+from iqvit.tvm_backend.kernels.vector import clamp, element_of, lanes_of, limits, typed
 
 CACHE_LINE = 64
 
@@ -70,6 +70,15 @@ def pack(isa: Isa, low: Expr, high: Expr, dtype: str) -> Expr:
     lo, hi = limits(dtype)
     parts = [T.Cast(typed(dtype, lanes // 2), clamp(part, lo, hi)) for part in (low, high)]
     return T.Shuffle(parts, list(range(lanes)))
+
+
+def high_product(a: Expr, b: Expr) -> Expr:
+    """The upper halves of products of a vector of 16-bit lanes, both with or without a sign; for
+    x86."""
+    name = {32: "llvm.x86.avx512.pmulh{}.w.512", 16: "llvm.x86.avx2.pmulh{}.w"}[lanes_of(a)]
+    dtype = element_of(a)
+    name = name.format("u" if dtype == "uint16" else "")
+    return T.call_llvm_pure_intrin(typed(dtype, lanes_of(a)), name, a, b)
 
 
 def prefetch(isa: Isa, element: Expr) -> None:

@@ -12,13 +12,14 @@ from iqvit.ops.row_quantise import FRACTION, RowQuantise
 from iqvit.tvm_backend.fuse import Group
 from iqvit.tvm_backend.kernels.balance import even_tasks
 from iqvit.tvm_backend.kernels.call import As, Call
+from iqvit.tvm_backend.kernels.instructions import high_product
 from iqvit.tvm_backend.kernels.integers import as_int32, as_type, keep, largest
 from iqvit.tvm_backend.kernels.isa import Isa
 from iqvit.tvm_backend.kernels.script import Buffer, Expr, IRBuilder, PrimFunc, T
 from iqvit.tvm_backend.kernels.vector import (
     HALVES,
+    element_of,
     function_attributes,
-    lanes_of,
     limits,
     pieces,
     span,
@@ -73,7 +74,8 @@ def offset_of(op: Op) -> int:
     return op.offset if isinstance(op, (RowPeak, RowQuantise)) and op.one_sided else 0
 
 
-def _given(op: Op) -> np.ndarray:
+def given(op: Op) -> np.ndarray:
+    """What kernels are given of the operator: the offset."""
     return np.array([offset_of(op)], np.int32)
 
 
@@ -84,7 +86,7 @@ def row_peak(graph: IntGraph, group: Group, isa: Isa) -> Call | None:
     if not isinstance(op, RowPeak) or (group.followers and scale is None):
         return None
     shape = (x.size // x.shape[-1], x.shape[-1])
-    operands = (As(node.inputs[0], shape), _given(op))
+    operands = (As(node.inputs[0], shape), given(op))
     if scale is not None:
         return Call(
             "row_scale",
@@ -118,7 +120,7 @@ def row_quantise(graph: IntGraph, group: Group, isa: Isa) -> Call | None:
         "row_quantise",
         (scale, shape),
         lambda name: quantise_kernel(name, scale, shape, isa),
-        (As(node.inputs[0], shape), As(node.inputs[1], (shape[0],)), _given(op)),
+        (As(node.inputs[0], shape), As(node.inputs[1], (shape[0],)), given(op)),
         shape,
         node.type.dtype,
     )
@@ -245,37 +247,70 @@ def _emit_peak(one_sided: bool, count: int, offset: Expr, read: Read, isa: Isa) 
 
 def _emit_quantised(scale: Scale, rows: Rows, factor: Expr, r: Expr, isa: Isa) -> None:
     read, write, inverse = rows.read(r), rows.write(r), keep(factor)
-
-    def shifted(start: Expr | int, lanes: int) -> Expr:
-        value = as_int32(read(start, lanes))
-        return value - splat(rows.offset, "int32", lanes) if scale.one_sided else value
+    words = None if isa.lanes == HALVES else Words.of(scale, rows.offset, inverse, isa)
 
     def piece(start: Expr | int, lanes: int) -> None:
-        if lanes > isa.lanes:
-            twice = [shifted(start + i, isa.lanes) for i in (0, isa.lanes)]
-            write(_upper_bytes(twice, inverse, scale.dtype), start, lanes)
+        if words is not None and lanes >= words.lanes:
+            places = range(0, lanes, words.lanes)
+            write(words.bytes_of([read(start + i, words.lanes) for i in places]), start, lanes)
             return
-        product = shifted(start, lanes) * splat(inverse, "int32", lanes)
+        value = as_int32(read(start, lanes))
+        shifted = value - splat(rows.offset, "int32", lanes) if scale.one_sided else value
+        product = shifted * splat(inverse, "int32", lanes)
         rounded = product + splat(1 << (FRACTION - 1), "int32", lanes)
         value = rounded >> splat(FRACTION, "int32", lanes)
         write(as_type(value, scale.dtype), start, lanes)
 
-    emit_pieces(rows.count, (2 if isa.lanes > HALVES else 1) * isa.lanes, piece)
+    emit_pieces(rows.count, isa.lanes if words is None else 2 * words.lanes, piece)
 
 
-def _upper_bytes(values: list[Expr], inverse: Expr, dtype: str) -> Expr:
-    """Two vectors, scaled and rounded: with twice the factor, results are the upper bytes of sums,
-    which one permutation picks. 255 steps then fit 32 bits without a sign."""
-    lanes = lanes_of(values[0])
-    wide = "uint32" if dtype == "uint8" else "int32"
-    factor = keep(T.Cast(wide, inverse) * splat(2, wide, 1))
-    half = splat(1 << FRACTION, wide, lanes)
-    sums = []
-    for value in values:
-        product = T.reinterpret(typed(wide, lanes), value) * splat(factor, wide, lanes)
-        sums.append(T.reinterpret(typed("int8", 4 * lanes), keep(product + half)))
-    upper = T.Shuffle(sums, list(range(3, 8 * lanes, 4)))
-    return T.reinterpret(typed(dtype, 2 * lanes), upper)
+@dataclass(frozen=True)
+class Words:
+    """The scaling of a row in 16-bit lanes, twice as many as of 32 bits.
+
+    With `2 * inverse = upper * 2**16 + lower`, `x * inverse + 2**22 >> 23` is the upper byte of
+    `x * upper + (x * lower >> 16) + 2**7` modulo 2**16: what rounds has no bits below 2**16.
+    """
+
+    scale: Scale
+    isa: Isa
+    offset: Expr
+    upper: Expr
+    lower: Expr
+
+    @staticmethod
+    def of(scale: Scale, offset: Expr, inverse: Expr, isa: Isa) -> "Words":
+        """That of a row by its `inverse`, int32."""
+        # x less the offset and the lower half have no sign where the result has none.
+        kind = "uint16" if scale.one_sided else "int16"
+        twice = keep(T.Cast("int64", inverse) << T.int64(1))
+        lower = keep(T.Cast(kind, twice & T.int64(0xFFFF)))
+        upper = keep(T.Cast(kind, (twice - T.Cast("int64", lower)) >> T.int64(16)))
+        return Words(scale, isa, keep(T.Cast(kind, offset)), upper, lower)
+
+    @property
+    def lanes(self) -> int:
+        """Elements of a vector."""
+        return 2 * self.isa.lanes
+
+    def bytes_of(self, values: list[Expr]) -> Expr:
+        """The results of vectors of int16 that follow each other."""
+        dtype = self.scale.dtype
+        if len(values) == 1:
+            return T.Cast(typed(dtype, self.lanes), self._words(values[0]) >> self._const(8))
+        parts = [T.reinterpret(typed("int8", 2 * self.lanes), self._words(v)) for v in values]
+        upper = T.Shuffle(parts, list(range(1, 4 * self.lanes, 2)))
+        return T.reinterpret(typed(dtype, 2 * self.lanes), upper)
+
+    def _const(self, value: int | Expr) -> Expr:
+        return splat(value, element_of(self.lower), self.lanes)
+
+    def _words(self, value: Expr) -> Expr:
+        value = T.reinterpret(typed(element_of(self.lower), self.lanes), value)
+        if self.scale.one_sided:
+            value = keep(value - self._const(self.offset))
+        high = high_product(value, self._const(self.lower))
+        return keep(value * self._const(self.upper) + high + self._const(1 << 7))
 
 
 def emit_pieces(count: int, width: int, piece: Callable[[Expr | int, int], None]) -> None:

@@ -11,9 +11,11 @@ from iqvit.inttype import LIMITS, IntType
 from iqvit.ops.row_linear import FRACTION as BIAS_FRACTION
 from iqvit.ops.row_linear import RowLinear
 from iqvit.tvm_backend.fuse import Group
+from iqvit.tvm_backend.kernels import row_scale
 from iqvit.tvm_backend.kernels.call import As, Call
 from iqvit.tvm_backend.kernels.gemm import gemm_kernel
 from iqvit.tvm_backend.kernels.gemm_form import Epilogue, Extra, Gemm
+from iqvit.tvm_backend.kernels.gemm_woven import passes_once
 from iqvit.tvm_backend.kernels.integers import (
     Wide,
     as_type,
@@ -30,6 +32,7 @@ from iqvit.tvm_backend.kernels.isa import Isa
 from iqvit.tvm_backend.kernels.linear import followers_of
 from iqvit.tvm_backend.kernels.packing import in_column_order, pack_weights
 from iqvit.tvm_backend.kernels.requant import narrow
+from iqvit.tvm_backend.kernels.row_scale import given, scale_of
 from iqvit.tvm_backend.kernels.script import Buffer, Expr, T
 from iqvit.tvm_backend.kernels.stage_form import Stage
 from iqvit.tvm_backend.kernels.stages import emit_stages
@@ -37,9 +40,9 @@ from iqvit.tvm_backend.kernels.vector import HALVES, clamp, lanes_of, span, spla
 from iqvit.tvm_backend.together import Together
 
 
-def row_linear(graph: IntGraph, group: Group, isa: Isa) -> Call | None:
+def row_linear(graph: IntGraph, group: Group, isa: Isa, scaled: Group | None = None) -> Call | None:
     """The call for a `row_linear`, or several together, and what follows it; None where this kernel
-    does not fit."""
+    does not fit. scaled: what scales its rows, if its kernel is to do that as well."""
     node = group.head
     parts = _parts(graph, node)
     followed = followers_of(graph, group, isa)
@@ -51,7 +54,10 @@ def row_linear(graph: IntGraph, group: Group, isa: Isa) -> Call | None:
     n, k = weight.shape
     m = math.prod(x.shape[:-1])
     out = group.last.type
-    gemm = Gemm(m, n, k, x.dtype, None, out.dtype)
+    scale = None if scaled is None else scale_of(scaled)
+    gemm = Gemm(m, n, k, x.dtype, None, out.dtype, scale)
+    if scaled is not None and not passes_once(gemm, isa):
+        return None
     forms = [form_of(op, types) for op, types in parts]
     form, width = forms[0][0], n // len(parts)
     alike = all(other == form for other, _ in forms)
@@ -64,7 +70,7 @@ def row_linear(graph: IntGraph, group: Group, isa: Isa) -> Call | None:
         weight, np.zeros(n, np.int32), None, signed=x.dtype == "int8", dtype=order, isa=isa
     )
     extras = (
-        Extra("peak", (m,), "int32"),
+        *([] if scale is not None else [Extra("peak", (m,), "int32")]),
         Extra("row_mult", (n,), "int32"),
         Extra("row_constant", (n,), "int64"),
         Extra("scalars", (scalars.size,), "int64"),
@@ -76,15 +82,27 @@ def row_linear(graph: IntGraph, group: Group, isa: Isa) -> Call | None:
     if n % isa.panel == 0:
         mult, columns = (in_column_order(v, order, isa) for v in (mult, columns))
         columns = columns.reshape(-1, isa.lanes)[:, wide_order(isa.lanes)].reshape(-1)
-    fixed = (packed.weight, packed.bias, As(node.inputs[1], (m,)), mult, columns, scalars)
+    first, peak = As(node.inputs[0], (m, k)), As(node.inputs[1], (m,))
+    if scaled is not None:
+        first, peak = As(scaled.head.inputs[0], (m, k)), given(scaled.head.op)
+    fixed = (packed.weight, packed.bias, peak, mult, columns, scalars)
     return Call(
         "_".join(["row_gemm", *(stage.op.NAME for stage in stages)]),
         (gemm, form, tuple(stages), narrowed, width),
         lambda name: gemm_kernel(gemm, isa, name, extras, epilogue),
-        (As(node.inputs[0], (m, k)), *fixed, *values),
+        (first, *fixed, *values),
         (m, n),
         gemm.out_dtype,
+        () if scaled is None else (((m,), "int32"),),
     )
+
+
+def row_peak(graph: IntGraph, group: Group, isa: Isa) -> Call | None:
+    """The call of a `row_peak`, and of what scales its rows and multiplies them."""
+    if len(group.nodes) < 3:
+        return row_scale.row_peak(graph, group, isa)
+    scaled = Group(group.head, group.followers[:1])
+    return row_linear(graph, Group(group.nodes[2], group.nodes[3:]), isa, scaled)
 
 
 def _parts(graph: IntGraph, node: Node) -> list[tuple[RowLinear, Sequence[IntType]]]:
