@@ -7,7 +7,7 @@ from iqvit.tvm_backend.kernels.integers import gather, keep, madd, narrow, upper
 from iqvit.tvm_backend.kernels.script import Expr, T
 from iqvit.tvm_backend.kernels.stage_form import Place
 from iqvit.tvm_backend.kernels.tables import ENTRIES, entries_of_bytes, entry_or_zero
-from iqvit.tvm_backend.kernels.vector import HALVES, clamp
+from iqvit.tvm_backend.kernels.vector import clamp
 
 
 def emit_rectified(at: Place) -> Expr:
@@ -67,10 +67,7 @@ def _interpolated(at: Place, part: Expr, entry: Expr) -> Expr:
         weighted = rise * part + ((entry >> at.const(16)) << at.lane(0))
     weighted = weighted + at.lane(4)
     if at.stage.summed:
-        factor = at.lane(5)
-        madds = at.lanes == at.isa.lanes and at.lanes > HALVES
-        product = madd(positive, factor, at.lanes) if madds else positive * factor
-        v = keep((weighted + product) >> at.lane(0))
+        v = keep((weighted + (positive << at.lane(5))) >> at.lane(0))
     else:
         v = keep((positive << at.lane(5)) + (weighted >> at.lane(0)))
     if at.stage.upper:

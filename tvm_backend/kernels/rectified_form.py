@@ -21,7 +21,7 @@ def rectified_scalars(op: Rectified, types: Types, _: int) -> Scalars:
     """The attributes as the code reads them, and the range of the result."""
     last, mask, one = types[1].shape[0] - 1, (1 << op.step) - 1, 1 << (op.step + 16)
     ends = _rectified_ends(op, types)
-    positive = 1 << (op.fraction + op.step) if sums_up(op, types) else op.fraction
+    positive = op.fraction + op.step if sums_up(op, types) else op.fraction
     head = (op.step, last, mask, one, half_of(op.step), positive)
     up = raised_by(op, types, ends)
     tail = (half_of(op.shift), op.shift) if up is None else (up, op.shift + up - 32)
