@@ -7,6 +7,7 @@ and a row of them is requantised and stored among each share of these.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from iqvit.tvm_backend.kernels.gemm_form import (
     Gemm,
@@ -49,14 +50,12 @@ def _rows(gemm: Gemm, isa: Isa) -> int:
 
 def emit_woven_tasks(kernel: Kernel) -> None:
     """The whole GEMM, parallel over tasks."""
-    rows = _rows(kernel.gemm, kernel.isa)
-    stretch = max(n for n in range(1, kernel.longest_stretch + 1) if kernel.panels % n == 0)
-    blocks = -(-kernel.gemm.m // rows) * kernel.panels
-    tasks = min(blocks, max(TASKS, blocks // TASK_BLOCKS // TASKS * TASKS))
-    with T.parallel(tasks) as task:
+    order = _Order.of(kernel)
+    rows = order.rows
+    with T.parallel(order.tasks) as task:
         stash = Stash.of(kernel, rows)
-        begin, end = (T.Bind((task + i) * blocks // tasks) for i in (0, 1))
-        at = _Position.of(kernel, rows, stretch, begin)
+        begin, end = (order.first_of(task + i) for i in (0, 1))
+        at = _Position.of(order, begin)
         scratch = scratch_of(kernel, rows) if kernel.copies else None
         row0, panel = at.read()
         products = kernel.products(panel, rows)
@@ -65,87 +64,149 @@ def emit_woven_tasks(kernel: Kernel) -> None:
             emit_copy(kernel, scratch, rows, row0)
         products.add(0, kernel.groups, _reader(kernel, scratch, rows, row0)(0))
         _save(products, stash)
-        with T.serial(end - begin - 1):
+        with T.serial(T.max(T.min(end, order.whole) - begin - 1, 0)):
             before = at.read()
             at.advance()
-            _emit_block(kernel, at, before, scratch, stash)
+            row0, panel = at.read()
+            if scratch is not None:
+                with T.If(panel % order.stretch == 0), T.Then():
+                    emit_copy(kernel, scratch, rows, row0)
+            _emit_products(kernel, (row0, panel), rows, before, scratch, stash)
+        if order.left:
+            with T.serial(T.max(end - T.max(begin + 1, order.whole), 0)):
+                before = at.read()
+                at.advance_below()
+                row0, panel = at.read()
+                if scratch is not None:
+                    with T.If(before[0] != row0), T.Then():
+                        emit_copy(kernel, scratch, order.left, row0)
+                _emit_products(kernel, (row0, panel), order.left, before, scratch, stash)
         row0, panel = at.read()
         with T.serial(rows) as r:
-            m = _row_of(kernel, row0, r)
+            row = _row_of(kernel, row0, r)
             with T.serial(1, annotations={MARK: True}):
-                store_row(kernel, stash.row(r, kernel.isa), m, panel)
+                store_row(kernel, stash.row(row, kernel.isa), row0 + row, panel)
+
+
+@dataclass(frozen=True)
+class _Order:
+    """In which order the blocks are passed over: a stretch of panels, whose weights the cache
+    holds, for all rows before the next; the rows that are no whole block last, for all panels."""
+
+    m: int
+    panels: int
+    rows: int
+    stretch: int
+
+    @staticmethod
+    def of(kernel: Kernel) -> "_Order":
+        stretch = max(n for n in range(1, kernel.longest_stretch + 1) if kernel.panels % n == 0)
+        return _Order(kernel.gemm.m, kernel.panels, _rows(kernel.gemm, kernel.isa), stretch)
+
+    @property
+    def whole(self) -> int:
+        """Blocks of all rows."""
+        return self.m // self.rows * self.panels
+
+    @property
+    def left(self) -> int:
+        """Rows of the others."""
+        return self.m % self.rows
+
+    @property
+    def below(self) -> int:
+        """The first of these."""
+        return self.m - self.left
+
+    @property
+    def tasks(self) -> int:
+        """No more than have a block each."""
+        blocks = self.m * self.panels // self.rows
+        return min(blocks, max(TASKS, blocks // TASK_BLOCKS // TASKS * TASKS))
+
+    def first_of(self, task: Expr) -> Expr:
+        """The number of the first block of a task: all have as many rows of all blocks."""
+        rows = T.Bind(task * (self.m * self.panels) // self.tasks)
+        first = T.min(rows // self.rows, self.whole)
+        if self.left:
+            first = first + T.max(rows - self.whole * self.rows, 0) // self.left
+        return T.Bind(first)
 
 
 class _Position:
-    """Where a task is: the first row of a block, and its panel.
+    """Where a task is: the first row of a block, and its panel."""
 
-    A stretch of panels, whose weights the cache holds, is passed over for all rows before the next.
-    """
-
-    def __init__(self, kernel: Kernel, rows: int, stretch: int, place: Buffer) -> None:
-        self.rows, self.stretch, self.m = rows, stretch, kernel.gemm.m
-        self._place = place
+    def __init__(self, order: _Order, place: Buffer) -> None:
+        self._order, self._place = order, place
 
     @staticmethod
-    def of(kernel: Kernel, rows: int, stretch: int, block: Expr) -> "_Position":
+    def of(order: _Order, block: Expr) -> "_Position":
         """That of a block by its number."""
-        whole = -(-kernel.gemm.m // rows) * stretch
-        rest = T.Bind(block % whole)
         place = T.alloc_buffer((2,), "int32", scope="global")
-        T.buffer_store(place, rest // stretch * rows, [0])
-        T.buffer_store(place, block // whole * stretch + rest % stretch, [1])
-        return _Position(kernel, rows, stretch, place)
+        stretch = order.stretch
+        count = order.whole // order.panels * stretch
+        rest = T.Bind(block % count)
+        inside = block < order.whole
+        panel = block // count * stretch + rest % stretch
+        T.buffer_store(place, T.Select(inside, rest // stretch * order.rows, order.below), [0])
+        T.buffer_store(place, T.Select(inside, panel, block - order.whole), [1])
+        return _Position(order, place)
 
     def read(self) -> tuple[Expr, Expr]:
         """Row and panel."""
         return keep(self._place[0]), keep(self._place[1])
 
     def advance(self) -> None:
-        """Go on to the next block."""
+        """Go on to the next block of all rows."""
         row0, panel = self.read()
-        wraps = keep(T.Cast("int32", (panel + 1) % self.stretch == 0))
-        below = keep(row0 + wraps * self.rows)
-        inside = keep(T.Cast("int32", below < self.m))
+        stretch = self._order.stretch
+        wraps = keep(T.Cast("int32", (panel + 1) % stretch == 0))
+        below = keep(row0 + wraps * self._order.rows)
+        inside = keep(T.Cast("int32", below < self._order.below))
         T.buffer_store(self._place, below * inside, [0])
-        T.buffer_store(self._place, panel + 1 - wraps * inside * self.stretch, [1])
+        T.buffer_store(self._place, panel + 1 - wraps * inside * stretch, [1])
+
+    def advance_below(self) -> None:
+        """Go on to the next block of the other rows."""
+        row0, panel = self.read()
+        there = keep(T.Cast("int32", row0 == self._order.below))
+        T.buffer_store(self._place, self._order.below, [0])
+        T.buffer_store(self._place, (panel + 1) * there, [1])
 
 
-def _emit_block(
+def _emit_products(
     kernel: Kernel,
-    at: _Position,
+    place: tuple[Expr, Expr],
+    rows: int,
     before: tuple[Expr, Expr],
     scratch: Buffer | None,
     stash: Stash,
 ) -> None:
-    """The products of a block, among the results of the one before."""
-    rows = at.rows
-    share, rest = divmod(kernel.groups, rows)
+    """Those of a block's first rows."""
+    share, rest = divmod(kernel.groups, stash.rows)
     together = min(share, MOST)
-    row0, panel = at.read()
-    products = kernel.products(panel, rows)
+    products = kernel.products(place[1], rows)
     products.begin()
-    if scratch is not None:
-        with T.If(panel % at.stretch == 0), T.Then():
-            emit_copy(kernel, scratch, rows, row0)
-    read = _reader(kernel, scratch, rows, row0)
-    with T.serial(rows) as r:
+    read = _reader(kernel, scratch, rows, place[0])
+    with T.serial(stash.rows) as r:
         first = T.Bind(r * share)
-        m = _row_of(kernel, before[0], r)
+        row = _row_of(kernel, before[0], r)
         with woven() as thread:
             with thread():
                 products.add_unrolled(first, together, read(first))
             with thread():
-                store_row(kernel, stash.row(r, kernel.isa), m, before[1])
+                store_row(kernel, stash.row(row, kernel.isa), before[0] + row, before[1])
         if share > together:
             products.add(first + together, share - together, read(first + together))
     if rest:
-        products.add(share * rows, rest, read(share * rows))
+        done = share * stash.rows
+        products.add(done, rest, read(done))
     _save(products, stash)
 
 
 def _row_of(kernel: Kernel, row0: Expr, r: Expr) -> Expr:
-    # Rows past the last one repeat it, with equal sums, and so are stored over it.
-    return keep(T.min(row0 + r, kernel.gemm.m - 1))
+    # Rows past the last one repeat it, and are stored over it.
+    return keep(T.min(r, kernel.gemm.m - 1 - row0))
 
 
 def _save(products: Products, stash: Stash) -> None:
