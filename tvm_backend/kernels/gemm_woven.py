@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from iqvit.tvm_backend.kernels.gemm_form import (
+    PANEL_BYTES,
     Gemm,
     Kernel,
     groups_of,
@@ -18,12 +19,13 @@ from iqvit.tvm_backend.kernels.gemm_form import (
 )
 from iqvit.tvm_backend.kernels.gemm_operands import emit_copy, scratch_of
 from iqvit.tvm_backend.kernels.gemm_stores import Stash, store_row
+from iqvit.tvm_backend.kernels.instructions import CACHE_LINE, prefetch
 from iqvit.tvm_backend.kernels.integers import keep
 from iqvit.tvm_backend.kernels.interleave import MARK, woven
 from iqvit.tvm_backend.kernels.isa import Isa
 from iqvit.tvm_backend.kernels.products import Products, Read
 from iqvit.tvm_backend.kernels.script import Buffer, Expr, T
-from iqvit.tvm_backend.kernels.vector import span
+from iqvit.tvm_backend.kernels.vector import bits_of, element_of, span
 
 TASKS = 8
 """Tasks of a small GEMM; threads share them evenly if there are 2, 4 or 8."""
@@ -52,40 +54,25 @@ def emit_woven_tasks(kernel: Kernel) -> None:
     """The whole GEMM, parallel over tasks."""
     order = _Order.of(kernel)
     rows = order.rows
-    with T.parallel(order.tasks) as task:
+    with T.parallel(order.tasks) as number:
         stash = Stash.of(kernel, rows)
-        begin, end = (order.first_of(task + i) for i in (0, 1))
+        begin, end = (order.first_of(number + i) for i in (0, 1))
         at = _Position.of(order, begin)
         scratch = scratch_of(kernel, rows) if kernel.copies else None
-        row0, panel = at.read()
-        products = kernel.products(panel, rows)
-        products.begin()
-        if scratch is not None:
-            emit_copy(kernel, scratch, rows, row0)
-        products.add(0, kernel.groups, _reader(kernel, scratch, rows, row0)(0))
-        _save(products, stash)
+        task = _Task(kernel, order, stash, scratch)
+        task.emit_first(at.read())
         with T.serial(T.max(T.min(end, order.whole) - begin - 1, 0)):
             before = at.read()
             at.advance()
             row0, panel = at.read()
-            if scratch is not None:
-                with T.If(panel % order.stretch == 0), T.Then():
-                    emit_copy(kernel, scratch, rows, row0)
-            _emit_products(kernel, (row0, panel), rows, before, scratch, stash)
+            task.emit_block((row0, panel), rows, before, panel % order.stretch == 0)
         if order.left:
             with T.serial(T.max(end - T.max(begin + 1, order.whole), 0)):
                 before = at.read()
                 at.advance_below()
                 row0, panel = at.read()
-                if scratch is not None:
-                    with T.If(before[0] != row0), T.Then():
-                        emit_copy(kernel, scratch, order.left, row0)
-                _emit_products(kernel, (row0, panel), order.left, before, scratch, stash)
-        row0, panel = at.read()
-        with T.serial(rows) as r:
-            row = _row_of(kernel, row0, r)
-            with T.serial(1, annotations={MARK: True}):
-                store_row(kernel, stash.row(row, kernel.isa), row0 + row, panel)
+                task.emit_block((row0, panel), order.left, before, before[0] != row0)
+        task.emit_last(at.read())
 
 
 @dataclass(frozen=True)
@@ -97,11 +84,16 @@ class _Order:
     panels: int
     rows: int
     stretch: int
+    asks: bool
+    """Whether rows are asked for before they are read: such as are scaled, if L2 may have lost
+    them."""
 
     @staticmethod
     def of(kernel: Kernel) -> "_Order":
         stretch = max(n for n in range(1, kernel.longest_stretch + 1) if kernel.panels % n == 0)
-        return _Order(kernel.gemm.m, kernel.panels, _rows(kernel.gemm, kernel.isa), stretch)
+        m, k = kernel.gemm.m, kernel.gemm.k
+        asks = kernel.scaling is not None and 2 * m * k > PANEL_BYTES // 2
+        return _Order(m, kernel.panels, _rows(kernel.gemm, kernel.isa), stretch, asks)
 
     @property
     def whole(self) -> int:
@@ -174,54 +166,91 @@ class _Position:
         T.buffer_store(self._place, (panel + 1) * there, [1])
 
 
-def _emit_products(
-    kernel: Kernel,
-    place: tuple[Expr, Expr],
-    rows: int,
-    before: tuple[Expr, Expr],
-    scratch: Buffer | None,
-    stash: Stash,
-) -> None:
-    """Those of a block's first rows."""
-    share, rest = divmod(kernel.groups, stash.rows)
-    together = min(share, MOST)
-    products = kernel.products(place[1], rows)
-    products.begin()
-    read = _reader(kernel, scratch, rows, place[0])
-    with T.serial(stash.rows) as r:
-        first = T.Bind(r * share)
-        row = _row_of(kernel, before[0], r)
-        with woven() as thread:
-            with thread():
-                products.add_unrolled(first, together, read(first))
-            with thread():
-                store_row(kernel, stash.row(row, kernel.isa), before[0] + row, before[1])
-        if share > together:
-            products.add(first + together, share - together, read(first + together))
-    if rest:
-        done = share * stash.rows
-        products.add(done, rest, read(done))
-    _save(products, stash)
+@dataclass(frozen=True)
+class _Task:
+    """What emits the code for the blocks of a task, each given by its first row and its panel."""
 
+    kernel: Kernel
+    order: _Order
+    stash: Stash
+    scratch: Buffer | None
 
-def _row_of(kernel: Kernel, row0: Expr, r: Expr) -> Expr:
-    # Rows past the last one repeat it, and are stored over it.
-    return keep(T.min(r, kernel.gemm.m - 1 - row0))
+    def emit_first(self, block: tuple[Expr, Expr]) -> None:
+        """The products of the first block, all of its rows or such as are repeated."""
+        kernel, rows = self.kernel, self.order.rows
+        products = kernel.products(block[1], rows)
+        products.begin()
+        if self.scratch is not None:
+            emit_copy(kernel, self.scratch, rows, block[0])
+        products.add(0, kernel.groups, self._reader(rows, block[0])(0))
+        self._save(products)
 
+    def emit_block(
+        self, block: tuple[Expr, Expr], rows: int, before: tuple[Expr, Expr], new: Expr
+    ) -> None:
+        """The products of a block of `rows` rows among the results of the one before; `new`:
+        whether that had other rows."""
+        kernel = self.kernel
+        products = kernel.products(block[1], rows)
+        products.begin()
+        if self.scratch is not None:
+            with T.If(new), T.Then():
+                emit_copy(kernel, self.scratch, rows, block[0])
+        share, rest = divmod(kernel.groups, self.order.rows)
+        together = min(share, MOST)
+        read = self._reader(rows, block[0])
+        with T.serial(self.order.rows) as r:
+            first = T.Bind(r * share)
+            row = self._row_of(before, r)
+            if rows == self.order.rows and self.order.asks:
+                self._ask(block[1], block[0] + rows + r)
+            with woven() as thread:
+                with thread():
+                    products.add_unrolled(first, together, read(first))
+                with thread():
+                    self._store(before, row)
+            if share > together:
+                products.add(first + together, share - together, read(first + together))
+        if rest:
+            done = share * self.order.rows
+            products.add(done, rest, read(done))
+        self._save(products)
 
-def _save(products: Products, stash: Stash) -> None:
-    products.finish()
-    stash.save(products.sums, products.isa)
+    def emit_last(self, block: tuple[Expr, Expr]) -> None:
+        """The results of the last block."""
+        with T.serial(self.order.rows) as r:
+            row = self._row_of(block, r)
+            with T.serial(1, annotations={MARK: True}):
+                self._store(block, row)
 
+    def _row_of(self, block: tuple[Expr, Expr], r: Expr) -> Expr:
+        # Rows past the last one repeat it, and are stored over it.
+        return keep(T.min(r, self.order.m - 1 - block[0]))
 
-def _reader(
-    kernel: Kernel, scratch: Buffer | None, rows: int, row0: Expr
-) -> Callable[[Expr | int], Read]:
-    """What reads groups of K from a given one on: of a copy, or of x."""
-    source, group = kernel.x, kernel.isa.k_group
-    places = list(range(rows))
-    if scratch is None:
-        places = [T.Bind(T.min(row0 + r, kernel.gemm.m - 1)) for r in range(rows)]
-    else:
-        source = scratch
-    return lambda base: lambda r, k: source[places[r], span((base + k) * group, group)]
+    def _store(self, block: tuple[Expr, Expr], row: Expr) -> None:
+        """The results of a row of a block."""
+        sums = self.stash.row(row, self.kernel.isa)
+        store_row(self.kernel, sums, block[0] + row, block[1])
+
+    def _save(self, products: Products) -> None:
+        products.finish()
+        self.stash.save(products.sums, products.isa)
+
+    def _ask(self, panel: Expr, row: Expr) -> None:
+        """Bring a row of the next block near, a part of it with every panel of a stretch."""
+        kernel, stretch = self.kernel, self.order.stretch
+        line = CACHE_LINE * 8 // bits_of(element_of(kernel.x[0, 0]))
+        lines = -(-kernel.gemm.k // (line * stretch))
+        first = T.Bind(panel % stretch * (lines * line))
+        for i in range(lines):
+            prefetch(kernel.isa, kernel.x[T.min(row, self.order.m - 1), first + i * line])
+
+    def _reader(self, rows: int, row0: Expr) -> Callable[[Expr | int], Read]:
+        """What reads groups of K from a given one on: of a copy, or of x."""
+        source, group = self.kernel.x, self.kernel.isa.k_group
+        places = list(range(rows))
+        if self.scratch is None:
+            places = [T.Bind(T.min(row0 + r, self.order.m - 1)) for r in range(rows)]
+        else:
+            source = self.scratch
+        return lambda base: lambda r, k: source[places[r], span((base + k) * group, group)]
