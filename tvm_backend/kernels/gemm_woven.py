@@ -29,7 +29,7 @@ from iqvit.tvm_backend.kernels.vector import bits_of, element_of, span
 
 TASKS = 8
 """Tasks of a small GEMM; threads share them evenly if there are 2, 4 or 8."""
-TASK_BLOCKS = 32
+TASK_BLOCKS = 64
 """Blocks of a task of a larger one, whose first products and last results are not woven."""
 MOST = 12
 """Groups of K that are woven with a row of results; what is left of its share follows."""
