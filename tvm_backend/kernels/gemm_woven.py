@@ -118,7 +118,8 @@ class _Order:
 
     def first_of(self, task: Expr) -> Expr:
         """The number of the first block of a task: all have as many rows of all blocks."""
-        rows = T.Bind(task * (self.m * self.panels) // self.tasks)
+        work = T.int64(self.m * self.panels)
+        rows = T.Bind(T.Cast("int32", T.Cast("int64", task) * work // T.int64(self.tasks)))
         first = T.min(rows // self.rows, self.whole)
         if self.left:
             first = first + T.max(rows - self.whole * self.rows, 0) // self.left
